@@ -1,0 +1,1 @@
+"""Soup Lab: merging LoRA adapters so that one model has the skills of several."""

@@ -1,0 +1,63 @@
+"""The base model: the embedded one, a local folder, or a Hub id."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lab.errors import LabError
+from lab.files import content_hash
+
+EMBEDDED = Path(__file__).parent / "world" / "base"
+
+
+def load_base(source: str, *, revision: str | None = None, dtype: str = "float32", device: str | None = None):
+    """(model, tokenizer) of "embedded", a folder with a causal language model (safetensors), or a Hub id.
+
+    Raises LabError when it is not there, is no causal language model, has only pickled weights, or cannot be reached.
+    """
+    folder = EMBEDDED if source == "embedded" else Path(source)
+    local = source == "embedded" or folder.exists() or source.startswith((".", "/", "~"))
+    if local:
+        _check_folder(folder)
+    name = str(folder) if local else source
+    options = {} if local else {"revision": revision}
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise LabError(f"The device is {device}, but no GPU is available here; choose cpu.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = "the folder" if local else "the Hub"
+        raise LabError(f"The base model {source!r} could not be loaded from {where}: {reason}") from error
+    if tokenizer.eos_token_id is None:
+        raise LabError(f"The tokenizer of {source!r} has no end-of-text token; set one in its tokenizer_config.json.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.name_or_path = source
+    return model.to(device).eval(), tokenizer
+
+
+def base_hash(source: str, revision: str | None = None) -> str:
+    """What names the base in keys and records: the content of a folder, or Hub id and revision."""
+    folder = EMBEDDED if source == "embedded" else Path(source)
+    if folder.is_dir():
+        return content_hash(*(folder / name for name in sorted(p.name for p in folder.glob("*.safetensors"))), folder / "config.json")
+    return content_hash(source, revision)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise LabError(f"The base model folder {folder} does not exist.")
+    if not (folder / "config.json").is_file():
+        raise LabError(f"{folder} is no model folder: config.json is missing.")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        raise LabError(
+            f"{folder} holds only pickled weights, which can run code when loaded; convert them to safetensors first."
+            if pickled
+            else f"{folder} holds no weights (*.safetensors)."
+        )

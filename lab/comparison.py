@@ -1,0 +1,363 @@
+"""The comparison: every contender made through the store, asked the same questions, scored, and recorded once.
+
+A contender is a function of a Bench that gives an Entry. To add one, write the function and name it in CONTENDERS; every
+static method of lab.merging is a contender by its own name already.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+
+from lab import adapter as adapters_of
+from lab import learning, results
+from lab.adapter import LoraAdapter, LoraFactors
+from lab.base import base_hash, load_base
+from lab.errors import LabError
+from lab.evaluation.generate import generate
+from lab.evaluation.sandbox import isolation_level
+from lab.files import content_hash, write_atomic
+from lab.merging import METHODS, concatenate, merge
+from lab.merging.coefficients import Coefficients
+from lab.presets import Preset
+from lab.prompts import demonstrate
+from lab.skills import encode_examples, train_lora, train_steps
+from lab.stacked import attach
+from lab.store import Store
+from lab.tasks import Example, Task, code, hard_math_code, maths
+from lab.training import Encoded, bucketed_batches
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the paper: skills, and a target that needs them."""
+
+    name: str
+    skills: tuple[Task, ...]
+    target: Task
+
+
+MATH_CODE = Section("s5_1_math_code", (maths.TASK, code.TASK), hard_math_code.TASK)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a contender brings to the test. adapter None: the base itself. shots: worked examples before each question."""
+
+    adapter: LoraAdapter | None
+    facts: Mapping = field(default_factory=dict)  # loss, sweep, learning_rate, steps, seconds …
+    shots: tuple[tuple[str, str], ...] = ()
+
+
+class Bench:
+    """One section, preset and seed: makes or finds what the contenders ask for."""
+
+    def __init__(self, section: Section, preset: Preset, seed: int, store: Store, model, tokenizer):
+        self.section, self.preset, self.seed, self.store = section, preset, seed, store
+        self.model, self.tokenizer = model, tokenizer
+
+    @cached_property
+    def base(self) -> str:
+        return base_hash(self.preset.base, self.preset.revision)
+
+    def examples(self, task: Task, split: str, count: int | None, seed: int | None = None) -> list[Example]:
+        return task.load(self.preset.data[task.name], split, count, self.seed if seed is None else seed)
+
+    def rows(self, task: Task) -> list[Encoded]:
+        """The skill's training rows."""
+        return encode_examples(self.tokenizer, self.examples(task, "train", self.preset.train_rows), self.preset.max_tokens)
+
+    @cached_property
+    def coefficient_rows(self) -> list[Encoded]:
+        """The small mix: from each skill's calibration rows, the minimum of the preset's share of each training set."""
+        sizes = [self.preset.train_rows or len(self.examples(task, "train", None)) for task in self.section.skills]
+        count = max(2, int(min(sizes) * self.preset.coefficient_share))
+        mixed = [e for task in self.section.skills for e in self.examples(task, "calibration", count)]
+        return encode_examples(self.tokenizer, mixed, self.preset.max_tokens)
+
+    def key(self, **more) -> dict:
+        """What any artifact of this bench depends on, with `more`."""
+        p = self.preset
+        training = {
+            name: getattr(p, name)
+            for name in ("rank", "lora_alpha", "dropout", "targets", "train_rows", "epochs", "batch_size", "accumulation",
+                         "learning_rate", "warmup", "max_tokens", "precision")
+        }  # fmt: skip
+        data = {task.name: (task.version, data_hash(p.data[task.name])) for task in self.section.skills}
+        return {"base": self.base, "training": training, "data": data, "seed": self.seed, **more}
+
+    def coefficient_key(self, **more) -> dict:
+        p = self.preset
+        names = ("coefficient_share", "coefficient_epochs", "coefficient_batch", "coefficient_rates")
+        return self.key(coefficients={name: getattr(p, name) for name in names}, **more)
+
+    def trained(self, kind: str, key: dict, rows: Callable[[], Sequence[Encoded]], **options) -> Entry:
+        """A LoRA trained by this bench, from the store or anew."""
+
+        def make(folder: Path, checkpoint: Path) -> None:
+            train_lora(self.model, self.tokenizer, rows(), self.preset, name=kind, seed=self.seed, folder=folder,
+                       checkpoint=checkpoint, **options)  # fmt: skip
+
+        folder = self.store.get(kind, key, make)
+        return Entry(adapters_of.load(folder, name=kind), json.loads((folder / "training.json").read_text()))
+
+    def skill(self, task: Task) -> Entry:
+        return self.trained(f"skill-{task.name}", self.key(skill=task.name), lambda: self.rows(task))
+
+    @cached_property
+    def skills(self) -> list[LoraAdapter]:
+        return [dataclasses.replace(self.skill(task).adapter, name=task.name) for task in self.section.skills]
+
+    def made(self, kind: str, key: dict, build: Callable[[], tuple[LoraAdapter, dict]]) -> Entry:
+        """A merge of this bench, from the store or anew; `build` gives the adapter and the facts about it."""
+
+        def make(folder: Path, checkpoint: Path) -> None:
+            started = time.time()
+            adapter, facts = build()
+            adapters_of.save(folder, adapter, overwrite=True)
+            write_atomic(folder / "facts.json", json.dumps({**facts, "seconds": round(time.time() - started, 2)}) + "\n")
+
+        folder = self.store.get(kind, key, make)
+        adapter = adapters_of.load(folder, name=kind)
+        return Entry(adapter, {**json.loads((folder / "facts.json").read_text()), "recipe": dict(adapter.recipe)})
+
+
+# Contenders
+
+
+def base(bench: Bench) -> Entry:
+    return Entry(None)
+
+
+def base_few_shot(bench: Bench) -> Entry:
+    """The base with worked programs in its prompt (the paper's 8-shot PAL)."""
+    task = bench.section.target
+    if task.demonstrations is None:
+        raise LabError(f"Task {task.name} has no demonstrations, so there is no few-shot baseline.")
+    return Entry(None, shots=tuple(task.demonstrations(bench.preset.data[task.name])))
+
+
+def data_mix(bench: Bench) -> Entry:
+    """One LoRA of rank k·r on all skills' data together (paper, Section 3.1)."""
+    return bench.trained(
+        "data_mix", bench.key(mix=[t.name for t in bench.section.skills]),
+        lambda: [row for task in bench.section.skills for row in bench.rows(task)], rank_factor=len(bench.section.skills),
+    )  # fmt: skip
+
+
+def learned(bench: Bench, method: str, *, rates: Sequence[float] = (), kind: str = "", adapters=None, start: Mapping = {}) -> Entry:
+    """A method of lab.merging that learns, on the skills' own data.
+
+    rates: the preset's sweep, unless given. start: the method's parameters. adapters: gives others than the skills.
+    """
+    preset = bench.preset
+    kind = kind or method
+    rates = rates or preset.coefficient_rates
+
+    def build() -> tuple[LoraAdapter, dict]:
+        found = learning.learn(
+            method, bench.model, adapters() if adapters else bench.skills, bench.coefficient_rows, bench.tokenizer.pad_token_id,
+            rates=rates, batch_size=preset.coefficient_batch, epochs=preset.coefficient_epochs, seed=bench.seed,
+            precision=preset.precision, parameters=start,
+        )  # fmt: skip
+        facts = {"loss": found.losses, "sweep": found.sweep, "learning_rate": found.learning_rate, "steps": found.steps}
+        return found.adapter, facts
+
+    return bench.made(kind, bench.coefficient_key(method=method, kind=kind, rates=rates, parameters=start), build)
+
+
+def cat_released(bench: Bench) -> Entry:
+    """The released code's recipe: logits from N(0, 1), one epoch at 1e-4."""
+    released = METHODS["cat_released"]
+    return learned(bench, "cat_released", rates=(released.recipe.learning_rate,), start={"seed": bench.seed})
+
+
+def static(bench: Bench, method: str, **parameters) -> Entry:
+    """A static method of lab.merging with its default weights."""
+    if "seed" in {p.name for p in METHODS[method].parameters}:
+        parameters.setdefault("seed", bench.seed)
+    return bench.made(method, bench.key(method=method, parameters=parameters), lambda: (merge(method, bench.skills, **parameters), {}))
+
+
+def new_lora(bench: Bench, sweeps: int) -> Entry:
+    """Control: a new LoRA on the coefficients' data. sweeps: how many times the steps that one learning of CAT takes."""
+    preset = bench.preset
+    training, _ = learning.split_held_out(bench.coefficient_rows, bench.seed)
+    steps = -(-len(training) // preset.coefficient_batch) * preset.coefficient_epochs * sweeps
+    return bench.trained(
+        f"new_lora-{sweeps}", bench.coefficient_key(new_lora=sweeps), lambda: training, steps=steps, batch_size=preset.coefficient_batch
+    )
+
+
+def random_adapters(adapters: Sequence[LoraAdapter], seed: int) -> list[LoraAdapter]:
+    """LoRAs of Gaussian noise whose factors have the mean and spread (std) of the given ones, module by module."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator) * like.std()
+
+    return [
+        dataclasses.replace(a, modules={m: LoraFactors(noise(f.A), noise(f.B), f.scaling) for m, f in a.modules.items()})
+        for a in adapters
+    ]
+
+
+def random_loras(bench: Bench) -> Entry:
+    """Control: CAT learned on noise in place of the skills (arXiv 2602.12323)."""
+    return learned(bench, "cat", adapters=lambda: random_adapters(bench.skills, bench.seed), kind="random_loras")
+
+
+def rescale_one(bench: Bench, scales: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)) -> Entry:
+    """Control: one skill alone, rescaled; skill and scale by the loss on the coefficients' data."""
+
+    def build() -> tuple[LoraAdapter, dict]:
+        _, held_out = learning.split_held_out(bench.coefficient_rows, bench.seed)
+        found = []
+        for adapter in bench.skills:
+            with attach(bench.model, [adapter]) as stack:
+                for scale in scales:
+                    stack.set_coefficients(torch.full((1, len(stack.modules)), scale))
+                    found.append((learning.held_out_loss(bench.model, held_out, bench.tokenizer.pad_token_id), adapter.name, scale))
+        _, name, scale = min(found)
+        adapter = next(a for a in bench.skills if a.name == name)
+        modules = {m: LoraFactors(f.A, f.B * scale, f.scaling) for m, f in adapter.modules.items()}
+        return dataclasses.replace(adapter, modules=modules), {"skill": name, "scale": scale, "tried": found}
+
+    return bench.made("rescale_one", bench.coefficient_key(method="rescale_one", scales=list(scales)), build)
+
+
+CONTENDERS: dict[str, Callable[[Bench], Entry]] = {
+    "base": base,
+    "few_shot": base_few_shot,
+    "data_mix": data_mix,
+    "cat": partial(learned, method="cat"),
+    "cat_sigmoid": partial(learned, method="cat", kind="cat_sigmoid", start={"parametrisation": "sigmoid"}),
+    "cat_free": partial(learned, method="cat", kind="cat_free", start={"parametrisation": "free"}),
+    "cat_layer": partial(learned, method="cat", kind="cat_layer", start={"granularity": "layer"}),
+    "cat_released": cat_released,
+    "new_lora": partial(new_lora, sweeps=1),
+    "new_lora_compute": partial(new_lora, sweeps=4),
+    "random_loras": random_loras,
+    "rescale_one": rescale_one,
+}
+SEEDLESS = ("base", "few_shot")  # the same for every seed
+
+
+def get_contender(name: str, section: Section) -> Callable[[Bench], Entry]:
+    """By name: a contender, a static method of lab.merging, or a skill of the section. Raises LabError for another."""
+    if name in CONTENDERS:
+        return CONTENDERS[name]
+    for task in section.skills:
+        if name == task.name:
+            return lambda bench: bench.skill(task)
+    if name in METHODS and METHODS[name].kind != "router" and METHODS[name].recipe is None:
+        return partial(static, method=name)
+    import difflib
+
+    known = [*CONTENDERS, *(t.name for t in section.skills), *(m for m in METHODS if METHODS[m].recipe is None)]
+    near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+    raise LabError(f"There is no method {name!r}; did you mean {near!r}? ({', '.join(dict.fromkeys(known))})")
+
+
+def data_hash(source: str) -> str:
+    """What names a data source in keys: generated data by the generators' own text, a folder by its files, or the Hub."""
+    if source == "world":
+        world = Path(__file__).parent / "world"
+        return content_hash(*(world / name for name in ("lexicon.py", "chains.py", "stories.py", "orders.py")))
+    return content_hash(Path(source)) if Path(source).is_dir() else source
+
+
+def compare(
+    section: Section, preset: Preset, methods: Sequence[str], seeds: Sequence[int], problems: int, *, out: Path, artifacts: Path
+) -> list[results.RunRecord]:
+    """Make, ask, score and record every method for every seed; what is on record already is not done again.
+
+    problems: test problems of the target. out: folder of the records. artifacts: folder of the store.
+    """
+    if problems < 1:
+        raise LabError(f"problems is {problems}; give 1 or more.")
+    if not seeds:
+        raise LabError("There are no seeds; give at least one.")
+    makers = {name: get_contender(name, section) for name in methods}
+    model, tokenizer = load_base(preset.base, revision=preset.revision, dtype=preset.dtype)
+    records = []
+    for seed in seeds:
+        bench = Bench(section, preset, seed, Store(artifacts), model, tokenizer)
+        for name, make in makers.items():
+            if name in SEEDLESS and seed != seeds[0]:
+                continue
+            records.append(_record(bench, name, make, problems, out))
+    return records
+
+
+def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: int, out: Path) -> results.RunRecord:
+    section, preset = bench.section, bench.preset
+    entry = make(bench)
+    target = section.target
+    decoding = {f: getattr(preset, f) for f in ("temperature", "top_p", "max_new_tokens", "own_test")}
+    hashes = {
+        "base": bench.base,
+        "adapter": entry.adapter.digest() if entry.adapter else "",
+        "data": content_hash({t.name: data_hash(preset.data[t.name]) for t in (*section.skills, target)}),
+    }
+    key = content_hash(section.name, name, bench.seed, target.version, problems, decoding, hashes, list(entry.shots))
+    found = results.find_record(out, section.name, key)
+    if found is not None:
+        return found
+    seconds = {"make": entry.facts.get("seconds", 0.0)}
+    started = time.time()
+    # The same test problems for every seed and method, so that methods can be compared problem by problem.
+    examples = bench.examples(target, "test", problems, seed=0)
+    if entry.shots:
+        shown = demonstrate(target.template, entry.shots)
+        examples = [dataclasses.replace(e, prompt=shown + e.prompt) for e in examples]
+    answers = answer(bench, entry, target, examples, f"{name}, seed {bench.seed}")
+    seconds["answer"] = round(time.time() - started, 2)
+    started = time.time()
+    verdicts = target.score(answers, [e.answer for e in examples])
+    seconds["score"] = round(time.time() - started, 2)
+    started = time.time()
+    own = {}
+    for task in section.skills:
+        tests = [e for e in bench.examples(task, "test", preset.own_test, seed=0) if e.answer]
+        if tests:  # Code Alpaca's rows have no answer that a program could be checked against
+            own_answers = answer(bench, entry, task, tests, f"{name}, {task.name} test")
+            scores = [v.score for v in task.score(own_answers, [e.answer for e in tests]) if v.score is not None]
+            own[task.name] = sum(scores) / len(scores) if scores else None
+    seconds["own tests"] = round(time.time() - started, 2)
+    recipe = entry.facts.get("recipe", {})
+    coefficients = None
+    if "coefficients" in recipe:
+        coefficients = {"skills": recipe["skills"], "modules": recipe["modules"], "values": recipe["coefficients"]}
+    parameters = {
+        "preset": dataclasses.asdict(preset), "problems": problems,
+        **{f: entry.facts[f] for f in ("learning_rate", "steps", "sweep", "skill", "scale") if f in entry.facts},
+        **({"rank": entry.adapter.rank} if entry.adapter else {}),
+    }  # fmt: skip
+    rows = results.completion_rows(examples, answers, verdicts)
+    record = results.make_record(
+        rows, section=section.name, preset=preset.name, method=name, seed=bench.seed, task=target.name, task_version=target.version,
+        own=own, parameters=parameters, hashes=hashes, coefficients=coefficients, loss=entry.facts.get("loss"),
+        seconds=seconds, sandbox=isolation_level().name, key=key,
+    )  # fmt: skip
+    return results.save_record(record, rows, out)
+
+
+def answer(bench: Bench, entry: Entry, task: Task, examples: Sequence[Example], label: str) -> list[str]:
+    """The contender's completions of the examples' prompts."""
+    preset = bench.preset
+    options = dict(
+        max_new_tokens=preset.max_new_tokens or task.max_new_tokens, stop=task.stop, temperature=preset.temperature, top_p=preset.top_p,
+        batch_size=preset.generation_batch, seed=bench.seed, label=label,
+    )  # fmt: skip
+    prompts = [e.prompt for e in examples]
+    if entry.adapter is None:
+        return generate(bench.model, bench.tokenizer, prompts, **options)
+    with attach(bench.model, [entry.adapter]) as stack:
+        stack.set_coefficients(torch.ones(1, len(stack.modules)))
+        return generate(bench.model, bench.tokenizer, prompts, **options)

@@ -1,0 +1,69 @@
+"""Batched generation: prompts sorted by length, so that little is padding; greedy, or the paper's sampling."""
+
+from collections.abc import Sequence
+
+import torch
+from tqdm.auto import tqdm
+from transformers import GenerationConfig
+
+from lab.errors import LabError
+
+
+@torch.inference_mode()
+def generate(
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    stop: tuple[str, ...] = (),
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    batch_size: int = 64,
+    seed: int = 0,
+    label: str = "answers",
+) -> list[str]:
+    """One completion per prompt, in the order of the prompts, cut at the first stop string.
+
+    temperature 0 is greedy. Each prompt begins with the beginning-of-text token, where the tokenizer has one, as in training.
+    """
+    if any(not prompt for prompt in prompts):
+        raise LabError("A prompt is empty; write something.")
+    encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    if tokenizer.bos_token_id is not None:
+        encoded = [[tokenizer.bos_token_id, *ids] for ids in encoded]
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and max(map(len, encoded)) + max_new_tokens > longest:
+        raise LabError(
+            f"A prompt of {max(map(len, encoded))} tokens and {max_new_tokens} new ones exceed the model's {longest}; shorten it."
+        )
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=temperature > 0, temperature=temperature or None, top_p=top_p if temperature else None,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, use_cache=True,
+        stop_strings=list(stop) or None,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    completions = [""] * len(prompts)
+    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    for chunk in tqdm(chunks, desc=label, mininterval=2.0, leave=False):
+        width = max(len(encoded[i]) for i in chunk)
+        ids = torch.full((len(chunk), width), tokenizer.pad_token_id)
+        mask = torch.zeros((len(chunk), width), dtype=torch.long)
+        for row, i in enumerate(chunk):
+            ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
+            mask[row, width - len(encoded[i]) :] = 1
+        out = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config, tokenizer=tokenizer
+        )
+        texts = tokenizer.batch_decode(out[:, width:].cpu(), skip_special_tokens=True)
+        for i, text in zip(chunk, texts, strict=True):
+            completions[i] = cut(text, stop)
+    return completions
+
+
+def cut(text: str, stop: tuple[str, ...]) -> str:
+    """The text before the first stop string."""
+    for mark in stop:
+        text = text.split(mark)[0]
+    return text

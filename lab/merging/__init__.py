@@ -1,0 +1,248 @@
+"""Merging LoRA adapters. METHODS holds every method; a new file in this package is found by itself.
+
+`merge` applies a static method and returns an ordinary adapter. For a learned one, `build` puts its
+coefficients on a stack, `lab.training.fit` learns them, and `freeze` turns the result into an ordinary
+adapter.
+"""
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lab.adapter import LoraAdapter, LoraFactors, check_compatible, module_names
+from lab.errors import LabError
+from lab.merging.coefficients import Coefficients, concatenate
+from lab.merging.registry import (
+    METHODS,
+    Method,
+    Parameter,
+    Range,
+    Recipe,
+    complete_parameters,
+    get_method,
+    merge_method,
+    schema,
+    seeded_generator,
+)
+from lab.stacked import Stack
+
+__all__ = [
+    "METHODS",
+    "Coefficients",
+    "Method",
+    "Parameter",
+    "Range",
+    "Recipe",
+    "build",
+    "concatenate",
+    "factor_delta",
+    "freeze",
+    "get_method",
+    "merge",
+    "merge_method",
+    "schema",
+    "truncate",
+]
+
+
+def merge(
+    name: str,
+    adapters: Sequence[LoraAdapter],
+    weights: Sequence[float] | None = None,
+    *,
+    rank: int | None = None,
+    **parameters,
+) -> LoraAdapter:
+    """Merge adapters by a static method into one adapter.
+
+    weights: one per adapter, in their order; default the method's (1/k or 1). parameters: see `schema(name)`.
+    rank: truncate every module to this rank (SVD); default what the method gives, at most Σr for a full-rank
+    result. The result's recipe holds method, parameters, weights, inputs and, where something was cut,
+    `discarded_energy`: the share of Σ‖ΔW‖² that is lost, in all and per module.
+
+    Raises LabError for a learned method or router, adapters that do not fit together, bad weights, parameters
+    or rank.
+    """
+    method = get_method(name)
+    if method.kind == "router":
+        raise LabError(f"{name} routes per token and has no merged weights; attach it to a model instead.")
+    if method.recipe is not None:
+        raise LabError(
+            f"{name} learns its coefficients from data; learn it on a model instead of merging statically."
+        )
+    complete = complete_parameters(method, parameters)
+    check_compatible(adapters)
+    values = _check_weights(method, weights, len(adapters))
+    order = sorted(range(len(adapters)), key=lambda i: adapters[i].name)
+    adapters, values = [adapters[i] for i in order], values[order]
+    ceiling = max(_rank_sum(adapters, module) for module in module_names(adapters))
+    if rank is not None and not (isinstance(rank, int) and 1 <= rank <= ceiling):
+        raise LabError(
+            f"rank is {rank!r}; give a whole number from 1 to {ceiling}, the sum of the adapters' ranks."
+        )
+
+    recipe = {"method": name, "parameters": complete, "inputs": _inputs(adapters)}
+    result_name = f"{name}({', '.join(adapter.name for adapter in adapters)})"
+    if method.kind == "coefficients":
+        coefficients = method.function(adapters, **complete)
+        recipe |= _coefficient_record(coefficients)
+        merged = concatenate(adapters, coefficients().detach(), name=result_name, recipe=recipe).modules
+    else:
+        recipe["weights"] = dict(zip((a.name for a in adapters), values.tolist(), strict=True))
+        merged = {m: _merge_module(method, adapters, values, m, complete) for m in module_names(adapters)}
+
+    modules, discarded, energy = {}, {}, {}
+    for module, result in merged.items():
+        target = min(rank or math.inf, _rank_sum(adapters, module))
+        if isinstance(result, Tensor):
+            modules[module], discarded[module], energy[module] = factor_delta(result, target)
+        elif result.rank > target:
+            modules[module], discarded[module], energy[module] = truncate(result, target)
+        else:
+            modules[module], energy[module] = result, _energy(result)
+    if discarded:
+        recipe["discarded_energy"] = {
+            "total": _share(sum(discarded.values()), sum(energy.values())),
+            "modules": {module: _share(lost, energy[module]) for module, lost in discarded.items()},
+        }
+    return LoraAdapter(result_name, _base(adapters), modules, recipe)
+
+
+def build(name: str, stack: Stack, **parameters) -> nn.Module:
+    """The learnable part of a method, put on the stack: a Coefficients module, or a router.
+
+    Train its parameters as METHODS[name].recipe says (or otherwise), then `freeze`. Raises LabError for a
+    static method.
+    """
+    method = get_method(name)
+    if method.kind not in ("coefficients", "router"):
+        raise LabError(f"{name} has nothing to learn; merge the adapters by it instead.")
+    complete = complete_parameters(method, parameters)
+    if method.kind == "router":
+        return method.function(stack, **complete)
+    coefficients = method.function(stack.adapters, **complete)
+    coefficients.recipe = {"method": name, "parameters": complete}
+    coefficients.to(next(iter(stack.layers.values())).spread.device)
+    stack.set_coefficients(coefficients)
+    return coefficients
+
+
+def freeze(stack: Stack, coefficients: Coefficients, *, name: str | None = None) -> LoraAdapter:
+    """The stack with its present coefficients as an ordinary adapter of rank Σr, all scales folded into B.
+
+    Raises LabError when the coefficients are of other skills or modules, or not finite.
+    """
+    if coefficients.skills != stack.skills or coefficients.module_names != stack.modules:
+        raise LabError(
+            "The coefficients belong to other skills or modules than the stack's; build them on this stack."
+        )
+    values = coefficients().detach().cpu()
+    if not values.isfinite().all():
+        raise LabError(
+            "The learned coefficients contain NaN or infinite values; lower the learning rate and learn "
+            "again."
+        )
+    recipe = {**coefficients.recipe, "inputs": _inputs(stack.adapters), **_coefficient_record(coefficients)}
+    name = name or f"{coefficients.recipe.get('method', 'cat')}({', '.join(stack.skills)})"
+    merged = concatenate(stack.adapters, values, name=name, recipe=recipe)
+    return LoraAdapter(name, _base(stack.adapters), merged.modules, recipe)
+
+
+def factor_delta(delta: Tensor, rank: int) -> tuple[LoraFactors, float, float]:
+    """Best factors of at most `rank` for a dense update (out, in), the energy Σσ² discarded, the whole."""
+    U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+    return _balanced(U, S, Vh, rank)
+
+
+def truncate(factors: LoraFactors, rank: int) -> tuple[LoraFactors, float, float]:
+    """As `factor_delta` for an update given as factors, without forming it: QR of B and of Aᵀ, SVD of the
+    small core.
+    """
+    Q_B, R_B = torch.linalg.qr(factors.scaling * factors.B)
+    Q_A, R_A = torch.linalg.qr(factors.A.T)
+    U, S, Vh = torch.linalg.svd(R_B @ R_A.T, full_matrices=False)
+    return _balanced(Q_B @ U, S, Vh @ Q_A.T, rank)
+
+
+def _balanced(U: Tensor, S: Tensor, Vh: Tensor, rank: int) -> tuple[LoraFactors, float, float]:
+    root = S[:rank].sqrt()
+    energies = S.double().square()
+    factors = LoraFactors(root[:, None] * Vh[:rank], U[:, :rank] * root)
+    return factors, energies[rank:].sum().item(), energies.sum().item()
+
+
+def _merge_module(
+    method: Method, adapters: Sequence[LoraAdapter], weights: Tensor, module: str, parameters: Mapping
+) -> Tensor | LoraFactors:
+    parameters = dict(parameters)
+    if method.draws:
+        parameters["generator"] = seeded_generator(parameters.pop("seed"), module)
+    present = [adapter.modules.get(module) for adapter in adapters]
+    out_features, in_features = next(factors for factors in present if factors is not None).shape
+    if method.kind == "delta":
+        zero = torch.zeros(out_features, in_features)
+        deltas = torch.stack([zero if factors is None else factors.delta_weight() for factors in present])
+        return method.function(deltas, weights, **parameters)
+    A, B = [], []
+    for factors in present:
+        if factors is None:
+            A.append(torch.zeros(0, in_features))
+            B.append(torch.zeros(out_features, 0))
+        else:
+            root = math.sqrt(abs(factors.scaling))
+            A.append(root * factors.A)
+            B.append(math.copysign(root, factors.scaling) * factors.B)
+    return LoraFactors(*method.function(A, B, weights, **parameters))
+
+
+def _check_weights(method: Method, weights: Sequence[float] | None, k: int) -> Tensor:
+    if weights is None:
+        return torch.full((k,), 1 / k if method.default_weight == "mean" else 1.0)
+    if method.kind == "coefficients":
+        raise LabError(f"{method.name} draws its own coefficients; leave the weights out.")
+    values = torch.as_tensor(weights, dtype=torch.float32)
+    if values.shape != (k,):
+        raise LabError(f"There are {values.numel()} weights for {k} adapters; give one weight per adapter.")
+    if not values.isfinite().all():
+        raise LabError(f"The weights {values.tolist()} contain NaN or infinite values; give finite numbers.")
+    return values
+
+
+def _energy(factors: LoraFactors) -> float:
+    """‖ΔW‖² from the Gram matrices of the factors."""
+    gram_A, gram_B = factors.A @ factors.A.T, factors.B.T @ factors.B
+    return factors.scaling**2 * (gram_A * gram_B).sum().item()
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _rank_sum(adapters: Sequence[LoraAdapter], module: str) -> int:
+    return sum(adapter.modules[module].rank for adapter in adapters if module in adapter.modules)
+
+
+def _base(adapters: Sequence[LoraAdapter]) -> str:
+    return next((adapter.base for adapter in adapters if adapter.base), "")
+
+
+def _inputs(adapters: Sequence[LoraAdapter]) -> list[dict]:
+    return [{"name": a.name, "base": a.base, "rank": a.rank, "digest": a.digest()} for a in adapters]
+
+
+def _coefficient_record(coefficients: Coefficients) -> dict:
+    with torch.no_grad():
+        values = coefficients().cpu()
+    return {
+        "skills": list(coefficients.skills),
+        "modules": list(coefficients.module_names),
+        "coefficients": values.tolist(),
+    }
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

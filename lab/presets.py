@@ -1,0 +1,125 @@
+"""Presets: everything a run depends on, checked when it is made."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.errors import LabError
+
+# Where a folder of real data holds each task's files.
+DATA_FOLDERS = {"maths": "gsm8k", "code": "code_alpaca", "hard_math_code": "gsm_hard"}
+PAPER_TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """base, data: "embedded"/"world", a folder, or a Hub id/"hub". Sizes are rows; learning rates are peaks."""
+
+    name: str
+    base: str
+    data: Mapping[str, str]  # task name -> source
+    revision: str | None = None
+    dtype: str = "float32"
+    precision: str = "no"
+    # skills: ordinary LoRA (paper, Appendix B.1)
+    rank: int = 16
+    lora_alpha: int = 32
+    dropout: float = 0.05
+    targets: tuple[str, ...] = PAPER_TARGETS
+    train_rows: int | None = 8000
+    epochs: int = 1
+    batch_size: int = 32
+    accumulation: int = 1
+    learning_rate: float = 2e-3
+    warmup: int = 20
+    max_tokens: int = 256
+    # coefficients: learned on the minimum of this share of each skill's rows (paper, Section 4)
+    coefficient_share: float = 0.05
+    coefficient_epochs: int = 1
+    coefficient_batch: int = 8
+    coefficient_rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 5e-2)  # the sweep; held-out loss decides
+    # decoding: temperature 0 is greedy
+    temperature: float = 0.0
+    top_p: float = 1.0
+    generation_batch: int = 100
+    own_test: int = 200  # problems of each skill's own test
+    max_new_tokens: int | None = None  # None: what each task needs
+
+    def __post_init__(self):
+        for name in ("rank", "lora_alpha", "epochs", "batch_size", "accumulation", "max_tokens", "coefficient_epochs",
+                     "coefficient_batch", "generation_batch", "own_test"):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise LabError(f"Preset {self.name}: {name} is {value!r}; give a whole number of 1 or more.")
+        if not 0 < self.coefficient_share <= 1:
+            raise LabError(f"Preset {self.name}: coefficient_share is {self.coefficient_share}; give a share above 0, up to 1.")
+        if not 0 <= self.dropout < 1:
+            raise LabError(f"Preset {self.name}: dropout is {self.dropout}; give a share from 0 to below 1.")
+        if self.train_rows is not None and self.train_rows < 1:
+            raise LabError(f"Preset {self.name}: train_rows is {self.train_rows}; give 1 or more, or None for all.")
+        if not self.coefficient_rates or any(not rate > 0 for rate in (*self.coefficient_rates, self.learning_rate)):
+            raise LabError(f"Preset {self.name}: learning rates must be above 0.")
+        if self.precision not in ("no", "bf16", "fp16"):
+            raise LabError(f"Preset {self.name}: precision is {self.precision!r}; choose no, bf16 or fp16.")
+
+    def change(self, **changes) -> "Preset":
+        """A preset with other values. Raises LabError for a field that it does not have."""
+        names = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise LabError(f"A preset has no field {name!r}; did you mean {_nearest(name, names)}?")
+        return dataclasses.replace(self, **changes)
+
+
+def _nearest(name: str, names) -> str:
+    found = difflib.get_close_matches(name, list(names), 1, 0.0)
+    return repr(found[0])
+
+
+def _all(source: str) -> dict[str, str]:
+    return dict.fromkeys(DATA_FOLDERS, source)
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("embedded", "embedded", _all("world")),
+        # A modern open base that one 24 GB GPU trains in an evening.
+        Preset(
+            "small", "Qwen/Qwen2.5-0.5B", _all("hub"), revision="060db6499f32faf8b98477b0a26969ef7d8b9987", dtype="float32",
+            precision="bf16", rank=32, lora_alpha=64, train_rows=20000, epochs=1, batch_size=8, accumulation=4,
+            learning_rate=3e-4, warmup=100, max_tokens=512, coefficient_batch=6, generation_batch=64,
+            max_new_tokens=200,
+        ),
+        # The paper's settings (Sections 4, B.1). It trained on all of MetaMathQA and Code Alpaca.
+        Preset(
+            "paper", "huggyllama/llama-7b", _all("hub"), revision="4782ad278652c7c71b72204d462d6d01eaaf7549", dtype="float16",
+            precision="fp16", rank=32, lora_alpha=64, train_rows=None, epochs=3, batch_size=8, accumulation=4,
+            learning_rate=3e-4, warmup=100, max_tokens=512, coefficient_batch=6, coefficient_rates=(1e-4,), temperature=0.01,
+            top_p=0.95, generation_batch=16, max_new_tokens=200,
+        ),
+    )
+}  # fmt: skip
+
+
+def get_preset(name: str, **changes) -> Preset:
+    """A preset by name, with other values where given. Raises LabError for an unknown name."""
+    if name not in PRESETS:
+        raise LabError(f"There is no preset {name!r}; did you mean {_nearest(name, PRESETS)}? ({', '.join(PRESETS)})")
+    return PRESETS[name].change(**changes)
+
+
+def configure(name: str, base: str = "", data: str = "", settings: Mapping[str, object] | None = None) -> Preset:
+    """A preset as a notebook's parameters ask for it.
+
+    base: a folder or Hub id in place of the preset's. data: a folder that holds DATA_FOLDERS, in place of the preset's data.
+    settings: other values of the preset's fields. "" and {} leave it as it is.
+    """
+    changes = dict(settings or {})
+    if base:
+        changes |= {"base": base, "revision": None}
+    if data:
+        changes["data"] = {task: str(Path(data) / folder) for task, folder in DATA_FOLDERS.items()}
+    return get_preset(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()})

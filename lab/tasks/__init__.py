@@ -1,0 +1,33 @@
+"""Tasks: one file each, with its data, prompt and scorer. A task's version is raised when its data or its scorer changes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row. prompt: exactly what the model reads. completion: what it should write ("" when only tested)."""
+
+    id: str
+    prompt: str
+    completion: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """load(source, split, count, seed) gives examples of a split (train, calibration, test); count None means all there are.
+
+    source: "world" (generated), a folder with the task's files, or "hub". score(completions, answers) gives one
+    lab.evaluation.scorers.Verdict per completion. demonstrations(source): (text, completion) pairs for few-shot prompts.
+    """
+
+    name: str
+    version: int
+    title: str
+    template: str
+    load: Callable
+    score: Callable
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    demonstrations: Callable | None = None

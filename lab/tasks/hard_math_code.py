@@ -1,0 +1,47 @@
+"""The target of Section 5.1, never trained on: word problems with large numbers, to be answered by a program that is run."""
+
+import json
+from pathlib import Path
+
+from lab import prompts
+from lab.evaluation.scorers import score_programs
+from lab.tasks import Example, Task
+from lab.tasks.rows import HubSet, hub_rows, read_rows, take
+from lab.world.chains import program_lines
+from lab.world.stories import make_stories
+
+GSM_HARD = HubSet("reasoning-machines/gsm-hard", "main", "train")
+FILE = "gsmhardv2_first660.jsonl"
+
+
+def load(source: str, split: str, count: int | None, seed: int) -> list[Example]:
+    """source: "world", "hub" (GSM-Hard), or a folder with its jsonl file. Only a test split exists."""
+    if source == "world":
+        stories = make_stories("test", seed, count or 500, large=True)
+        rows = [(s.text, str(s.chain.result)) for s in stories]
+    else:
+        fields = ("input", "target")
+        found = hub_rows(GSM_HARD, fields) if source == "hub" else read_rows(Path(source) / FILE, fields)
+        rows = [(row["input"], str(row["target"])) for row in take(found, count, "GSM-Hard")]
+    return [
+        Example(f"hard-{i}", prompts.HARD_MATH_CODE.format(text=text), "", answer) for i, (text, answer) in enumerate(rows)
+    ]
+
+
+def demonstrations(source: str) -> list[tuple[str, str]]:
+    """Problem and program pairs for the few-shot baseline: generated ones, or the project's own for real problems.
+
+    Generated demonstrations come from training stories, so no test story is among them.
+    """
+    if source == "world":
+        return [
+            (s.text, "\n    ".join(["def solution():", *program_lines(s.chain, "total"), "return total"]))
+            for s in make_stories("train", 12345, 3, large=True)
+        ]
+    return [(row["problem"], row["program"]) for row in json.loads((Path(__file__).parent / "pal.json").read_text())]
+
+
+TASK = Task(
+    "hard_math_code", 1, "Hard word problems by program", prompts.HARD_MATH_CODE, load, score_programs, 110,
+    stop=("\nProblem:", "\nInstruction:"), demonstrations=demonstrations,
+)  # fmt: skip

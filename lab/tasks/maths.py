@@ -1,0 +1,69 @@
+"""The maths skill: word problems with small numbers, answered by worked steps in words."""
+
+import random
+import re
+from pathlib import Path
+
+from lab import prompts
+from lab.evaluation.scorers import Verdict, score_final_number
+from lab.tasks import Example, Task
+from lab.tasks.rows import HubSet, hub_rows, read_rows, take
+from lab.world.stories import make_stories, solution_in_words
+
+METAMATH = HubSet("meta-math/MetaMathQA", "aa4f34d3d2d3231299b5b03d9b3e5a20da45aa18", "train")
+GSM8K_TEST = HubSet("openai/gsm8k", "740312add88f781978c0658806c59bc2815b9866", "test", "main")
+CALIBRATION_SHARE = 0.1  # of the training rows, kept apart for the coefficients
+
+
+def load(source: str, split: str, count: int | None, seed: int) -> list[Example]:
+    """source: "world", "hub" (MetaMathQA to train, GSM8K to test), or a folder with GSM8K's train.jsonl and test.jsonl."""
+    if source == "world":
+        stories = make_stories(split, seed, count or 1000)
+        return [
+            Example(f"maths-{split}-{seed}-{i}", prompts.MATHS.format(text=s.text), " " + solution_in_words(s), str(s.chain.result))
+            for i, s in enumerate(stories)
+        ]
+    if source == "hub":
+        if split == "test":
+            pairs = [(row["question"], gsm8k_solution(row["answer"])) for row in hub_rows(GSM8K_TEST, ("question", "answer"))]
+        else:
+            # MetaMath's backward questions are made from GSM8K's test set: never train on them.
+            rows = [r for r in hub_rows(METAMATH, ("query", "response", "type")) if r["type"] != "GSM8K_Backward"]
+            pairs = split_rows([(r["query"], r["response"]) for r in rows], split)
+    else:
+        file = Path(source) / ("test.jsonl" if split == "test" else "train.jsonl")
+        pairs = [(row["question"], gsm8k_solution(row["answer"])) for row in read_rows(file, ("question", "answer"))]
+        pairs = pairs if split == "test" else split_rows(pairs, split)
+    pairs = shuffled(pairs, seed) if split != "test" else pairs
+    return [
+        Example(f"maths-{split}-{i}", prompts.MATHS.format(text=question), " " + solution, final_number(solution))
+        for i, (question, solution) in enumerate(take(pairs, count, f"maths, {split}"))
+    ]
+
+
+def gsm8k_solution(answer: str) -> str:
+    """GSM8K's working without its calculator annotations, and 'The answer is N.' in place of '#### N'."""
+    return re.sub(r"\n?#### (.+)", r"\nThe answer is \1.", re.sub(r"<<.*?>>", "", answer))
+
+
+def final_number(solution: str) -> str:
+    found = re.findall(r"answer is:? *\$?(-?[\d,]*\.?\d+)", solution)
+    return found[-1].replace(",", "") if found else ""
+
+
+def split_rows(rows: list, split: str) -> list:
+    """The training rows without, or the calibration rows: the last tenth of the file."""
+    cut = len(rows) - max(1, int(len(rows) * CALIBRATION_SHARE))
+    return rows[:cut] if split == "train" else rows[cut:]
+
+
+def shuffled(rows: list, seed: int) -> list:
+    return random.Random(seed).sample(rows, len(rows))
+
+
+def score(completions: list[str], answers: list[str]) -> list[Verdict]:
+    """The number that the working ends in, against the answer."""
+    return [score_final_number(*row) for row in zip(completions, answers, strict=True)]
+
+
+TASK = Task("maths", 1, "Word problems, small numbers", prompts.MATHS, load, score, 90, stop=("\nProblem:",))

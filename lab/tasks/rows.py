@@ -1,0 +1,68 @@
+"""Reading rows of real data sets: .json and .jsonl files of a folder, or the same set from the Hub at a pinned revision."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.errors import LabError
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A data set on the Hub. revision: a commit, so that the same rows come tomorrow."""
+
+    id: str
+    revision: str
+    split: str
+    config: str | None = None
+
+
+def read_rows(path: Path, fields: tuple[str, ...]) -> list[dict]:
+    """Rows of a .json (a list) or .jsonl file, each checked to hold `fields`. Raises LabError naming file, line and field."""
+    if not path.is_file():
+        raise LabError(f"The data file {path} does not exist; name a folder that holds it.")
+    text = path.read_text(encoding="utf-8")
+    if not text.strip():
+        raise LabError(f"The data file {path} is empty.")
+    rows = []
+    try:
+        if path.suffix == ".jsonl":
+            for number, line in enumerate(text.splitlines(), 1):
+                if line.strip():
+                    rows.append(json.loads(line))
+        else:
+            number = 1
+            rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise LabError(f"{path}, line {number if path.suffix == '.jsonl' else error.lineno}: not valid JSON ({error.msg}).") from error
+    if not isinstance(rows, list):
+        raise LabError(f"{path} holds no list of rows.")
+    for number, row in enumerate(rows, 1):
+        for field in fields:
+            if not isinstance(row, dict) or field not in row:
+                raise LabError(f"{path}, row {number}: the field {field!r} is missing.")
+    return rows
+
+
+def hub_rows(source: HubSet, fields: tuple[str, ...]) -> list[dict]:
+    """The rows of a Hub data set. Raises LabError when the Hub cannot be reached."""
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(source.id, source.config, revision=source.revision, split=source.split)
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise LabError(
+            f"The data set {source.id} could not be fetched from the Hub ({type(error).__name__}); "
+            "connect to the network, or name a folder with its files."
+        ) from error
+    missing = [field for field in fields if field not in loaded.column_names]
+    if missing:
+        raise LabError(f"The data set {source.id} has no field {missing[0]!r}; it has {', '.join(loaded.column_names)}.")
+    return list(loaded)
+
+
+def take(rows: list, count: int | None, what: str) -> list:
+    """The first `count` rows. Raises LabError when there are none."""
+    if not rows:
+        raise LabError(f"There are no rows for {what}.")
+    return rows[:count]

@@ -1,0 +1,231 @@
+"""The one training loop: base, skills, data-mix, coefficients and routers all go through `fit`."""
+
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import get_linear_schedule_with_warmup
+
+from lab.errors import LabError
+from lab.files import write_atomic
+
+IGNORED = -100  # label of a token that carries no loss
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. learning_rate is the peak after `warmup` steps; it then falls linearly to 0 at `steps`."""
+
+    steps: int
+    learning_rate: float
+    warmup: int = 0
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    optimizer: str = "adamw"
+    muon_learning_rate: float = 0.02  # only for optimizer="muon": hidden matrices; the rest takes AdamW at learning_rate
+    precision: str = "no"  # accelerate's mixed precision: no | bf16 | fp16
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise LabError(f"steps is {self.steps}; give 0 or more.")
+        if not self.learning_rate > 0:
+            raise LabError(f"learning_rate is {self.learning_rate}; give a number above 0.")
+        if self.optimizer not in ("adamw", "muon"):
+            raise LabError(f"optimizer is {self.optimizer!r}; choose adamw or muon.")
+        if self.precision not in ("no", "bf16", "fp16"):
+            raise LabError(f"precision is {self.precision!r}; choose no, bf16 or fp16.")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """input_ids, labels, attention_mask: (rows, tokens) int64. labels are IGNORED where no loss is wanted."""
+
+    input_ids: Tensor
+    labels: Tensor
+    attention_mask: Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One training row: token ids, and how many of the first belong to the prompt (no loss there)."""
+
+    ids: tuple[int, ...]
+    prompt_length: int
+
+
+def encode(tokenizer, prompt: str, completion: str, max_tokens: int) -> Encoded:
+    """Prompt and completion are tokenised apart, as generation sees them, and end with the end-of-text token."""
+    head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if tokenizer.bos_token_id is not None:
+        head = [tokenizer.bos_token_id, *head]
+    tail = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return Encoded(tuple([*head, *tail][:max_tokens]), min(len(head), max_tokens))
+
+
+def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    labels = torch.full((len(rows), width), IGNORED)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        labels[i, row.prompt_length : len(row.ids)] = torch.tensor(row.ids[row.prompt_length :], dtype=torch.long)
+        mask[i, : len(row.ids)] = 1
+    return Batch(ids, labels, mask)
+
+
+def bucketed_batches(
+    rows: Sequence[Encoded], batch_size: int, steps: int, seed: int, pad_id: int, accumulation: int = 1
+) -> Callable[[int], list[Batch]]:
+    """Batches by step: epoch after epoch in a seeded order, rows of like length together, so that little is padding.
+
+    Returns step -> list of `accumulation` micro-batches. The same step always gives the same batches, which makes resuming exact.
+    """
+    rows = [row for row in rows if row.prompt_length < len(row.ids)]
+    if not rows:
+        raise LabError("There is nothing to train on: no row has a completion that fits into max_tokens.")
+    rng = random.Random(seed)
+    order: list[list[int]] = []
+    while len(order) < steps * accumulation:
+        shuffled = rng.sample(range(len(rows)), len(rows))
+        pools = [shuffled[i : i + batch_size * 16] for i in range(0, len(shuffled), batch_size * 16)]
+        epoch = []
+        for pool in pools:
+            pool.sort(key=lambda i: len(rows[i].ids))
+            epoch += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        rng.shuffle(epoch)
+        order += epoch
+
+    def at(step: int) -> list[Batch]:
+        chosen = order[step * accumulation : (step + 1) * accumulation]
+        return [collate([rows[i] for i in indices], pad_id) for indices in chosen]
+
+    return at
+
+
+def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """Sum of the cross-entropy over the labelled tokens (nats), and their number."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    labels = batch.labels[:, 1:]
+    wanted = labels != IGNORED
+    return nn.functional.cross_entropy(logits[:, :-1][wanted].float(), labels[wanted], reduction="sum"), int(wanted.sum())
+
+
+def _optimizers(named: list[tuple[str, nn.Parameter]], config: TrainConfig) -> list[torch.optim.Optimizer]:
+    adamw = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "betas": (0.9, 0.98)}
+    if config.optimizer == "adamw":
+        return [torch.optim.AdamW([p for _, p in named], **adamw)]
+    hidden = [p for name, p in named if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    chosen = set(map(id, hidden))
+    rest = [p for _, p in named if id(p) not in chosen]
+    return [torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay), torch.optim.AdamW(rest, **adamw)]
+
+
+def fingerprint(config: TrainConfig, named: list[tuple[str, nn.Parameter]]) -> str:
+    """What a checkpoint must have in common with a run to be resumed by it."""
+    shapes = [(name, tuple(p.shape)) for name, p in named]
+    return hashlib.sha256(json.dumps([asdict(config), shapes], default=str).encode()).hexdigest()
+
+
+def fit(
+    model: nn.Module,
+    batches: Callable[[int], list[Batch]],
+    config: TrainConfig,
+    *,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 30.0,
+    label: str = "training",
+    loss: Callable[[nn.Module, Batch], tuple[Tensor, int]] = token_loss,
+    on_step: Callable[[int, float], bool | None] | None = None,
+) -> list[float]:
+    """Train the parameters of `model` that require a gradient, in place; returns the loss (nats per token) of every step.
+
+    `batches(step)` gives the micro-batches of a step; their gradients are averaged over tokens. With `checkpoint` (a file)
+    the run can be killed at any moment and continues exactly: weights, optimizer, random state and losses come back.
+    `on_step(step, loss)` may return True to stop early, keeping what was learned.
+    """
+    torch.manual_seed(config.seed)
+    accelerator = Accelerator(mixed_precision=config.precision)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise LabError(f"{label}: no parameter of the model is trainable.")
+    optimizers = _optimizers(named, config)
+    schedules = [get_linear_schedule_with_warmup(o, config.warmup, config.steps) for o in optimizers]
+    model, *optimizers = accelerator.prepare(model, *optimizers)
+    device = accelerator.device
+    losses: list[float] = []
+    key = fingerprint(config, named)
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if state["key"] == key:
+            with torch.no_grad():
+                for name, parameter in named:
+                    parameter.copy_(state["weights"][name])
+            for optimizer, schedule, saved, rate in zip(optimizers, schedules, state["optimizers"], state["schedules"], strict=True):
+                optimizer.load_state_dict(saved)
+                schedule.load_state_dict(rate)
+            torch.set_rng_state(state["random"])
+            losses = state["losses"]
+    model.train()
+    saved_at = time.monotonic()
+    bar = tqdm(range(len(losses), config.steps), initial=len(losses), total=config.steps, desc=label, mininterval=2.0)
+    for step in bar:
+        micro = [Batch(*(t.to(device) for t in (b.input_ids, b.labels, b.attention_mask))) for b in batches(step)]
+        tokens = sum(int((b.labels[:, 1:] != IGNORED).sum()) for b in micro)
+        total = 0.0
+        for batch in micro:
+            value, _ = loss(model, batch)
+            accelerator.backward(value / max(tokens, 1))
+            total += float(value.detach())
+        accelerator.clip_grad_norm_([p for _, p in named], config.clip)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        losses.append(total / max(tokens, 1))
+        if losses[-1] != losses[-1]:
+            raise LabError(f"{label}: the loss became NaN at step {step}; lower the learning rate (now {config.learning_rate}).")
+        bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.3f}", refresh=False)
+        if checkpoint is not None and time.monotonic() - saved_at > checkpoint_seconds:
+            _save_checkpoint(checkpoint, key, named, optimizers, schedules, losses)
+            saved_at = time.monotonic()
+        if on_step is not None and on_step(step, losses[-1]):
+            break
+    model.eval()
+    return losses
+
+
+def _save_checkpoint(path: Path, key: str, named, optimizers, schedules, losses: list[float]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(
+            {
+                "key": key,
+                "weights": {name: p.detach() for name, p in named},
+                "optimizers": [o.state_dict() for o in optimizers],
+                "schedules": [s.state_dict() for s in schedules],
+                "random": torch.get_rng_state(),
+                "losses": losses,
+            },
+            temporary,
+        )
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise LabError(f"Could not write the checkpoint {path}: {error}; free some space or choose another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_losses(path: Path, losses: list[float]) -> None:
+    write_atomic(path, json.dumps([round(x, 5) for x in losses]))

@@ -1,0 +1,146 @@
+"""How the embedded base model was made: `python -m lab.world.recipe` re-creates it (about 45 minutes on two cores)."""
+
+import argparse
+import json
+import platform
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lab.files import atomic_folder
+from lab.training import Batch, TrainConfig, fit, write_losses
+from lab.world.text import documents
+from lab.world.tokenizer import sample_texts, train_tokenizer
+
+FOLDER = Path(__file__).parent / "base"
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """Everything that decides what the base becomes."""
+
+    hidden: int = 192
+    layers: int = 6
+    heads: int = 6
+    intermediate: int = 512
+    vocabulary: int = 640  # without the 1100 groups of digits
+    row_tokens: int = 384
+    rows: int = 11
+    copy_steps: int = 600  # at most: repeated random tokens first, with AdamW alone, until they are copied
+    copied: float = 0.1  # nats per token at which copying counts as learned
+    copy_learning_rate: float = 2e-3
+    steps: int = 3400
+    learning_rate: float = 3e-3
+    muon_learning_rate: float = 0.02
+    seed: int = 0
+
+
+def make_tokenizer(recipe: BaseRecipe):
+    return train_tokenizer(sample_texts(documents(recipe.seed), 20000), recipe.vocabulary)
+
+
+def copy_batch(recipe: BaseRecipe, vocabulary: int, step: int) -> Batch:
+    """Sequences of random tokens, each told twice; from 16 tokens, growing, since longer ones are learned far slower."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    length = 16 if step < 100 else 32
+    half = torch.randint(3, vocabulary, (recipe.rows * recipe.row_tokens // (4 * length), length), generator=generator)
+    ids = torch.cat([half, half], dim=1)
+    labels = ids.clone()
+    labels[:, :length] = -100
+    return Batch(ids, labels, torch.ones_like(ids))
+
+
+def text_batches(recipe: BaseRecipe, tokenizer) -> Callable[[int], list[Batch]]:
+    """step -> rows of packed documents, each begun by <s>. A step's text depends on the seed and the step alone."""
+
+    def at(step: int) -> list[Batch]:
+        stream = documents(random.Random(f"{recipe.seed}-{step}").getrandbits(40))
+        rows = []
+        for _ in range(recipe.rows):
+            row: list[int] = []
+            while len(row) < recipe.row_tokens:
+                row += [tokenizer.bos_token_id, *tokenizer(next(stream))["input_ids"], tokenizer.eos_token_id]
+            rows.append(row[: recipe.row_tokens])
+        ids = torch.tensor(rows)
+        return [Batch(ids, ids, torch.ones_like(ids))]
+
+    return at
+
+
+def make_base(folder: Path, recipe: BaseRecipe, checkpoint: Path, seconds: float | None = None) -> None:
+    """Train and save the base; `seconds` ends the training after that time (the schedule does not know, for trials only)."""
+    started = time.time()
+    tokenizer = make_tokenizer(recipe)
+    torch.manual_seed(recipe.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=recipe.hidden, num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads, intermediate_size=recipe.intermediate, max_position_embeddings=1024,
+            tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, attention_dropout=0.0, dtype="float32",
+        )
+    )  # fmt: skip
+    copying = TrainConfig(steps=recipe.copy_steps, learning_rate=recipe.copy_learning_rate, warmup=50, seed=recipe.seed)
+    first = fit(
+        model, lambda step: [copy_batch(recipe, len(tokenizer), step)], copying, checkpoint=checkpoint.with_suffix(".copy"),
+        label="base model, copying", on_step=lambda step, loss: loss < recipe.copied,
+    )  # fmt: skip
+    reading = TrainConfig(
+        steps=recipe.steps, learning_rate=recipe.learning_rate, warmup=100, weight_decay=0.01, optimizer="muon",
+        muon_learning_rate=recipe.muon_learning_rate, seed=recipe.seed,
+    )  # fmt: skip
+    stop = None if seconds is None else (lambda step, loss: time.time() - started > seconds)
+    second = fit(model, text_batches(recipe, tokenizer), reading, checkpoint=checkpoint, label="base model, text", on_step=stop)
+    losses = [*first, *second]
+    facts = {
+        "recipe": asdict(recipe), "parameters": sum(p.numel() for p in model.parameters()), "steps": len(losses),
+        "tokens": len(second) * recipe.rows * recipe.row_tokens, "seconds": round(time.time() - started), "threads": torch.get_num_threads(),
+        "machine": platform.machine(), "torch": torch.__version__, "loss": sum(second[-50:]) / len(second[-50:]),
+    }  # fmt: skip
+    with atomic_folder(folder, overwrite=True) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "recipe.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (temporary / "README.md").write_text(model_card(facts))
+        write_losses(temporary / "losses.json", losses)
+
+
+def model_card(facts: dict) -> str:
+    """The card that ships with the base, from the facts of its training."""
+    recipe = facts["recipe"]
+    return f"""---
+license: apache-2.0
+language: en
+pipeline_tag: text-generation
+---
+# The base model of Soup Lab's embedded world
+
+A Llama of {facts["parameters"] / 1e6:.1f} million parameters ({recipe["layers"]} layers, hidden size {recipe["hidden"]}, fp32), trained from nothing by
+`python -m lab.world.recipe` on generated text: {facts["tokens"] / 1e6:.1f} million tokens in {facts["steps"]} steps,
+{facts["seconds"] / 60:.0f} minutes on {facts["threads"]} CPU threads; final loss {facts["loss"]:.3f} nats per token (`losses.json`, `recipe.json`).
+
+It reads its world's English, copies numbers of up to six digits, knows small sums, and continues stories and Python.
+It was never shown what the events of a story do to a count, nor any `solution()`: those are the skills' to bring.
+Its tokenizer is byte-level BPE with digits in groups of up to three, so that any text can be encoded.
+
+It knows nothing of the real world and is of no use outside this lab.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the base model")
+    parser.add_argument("--steps", type=int, default=BaseRecipe.steps, help="training steps of %(default)s")
+    parser.add_argument("--checkpoint", type=Path, default=Path("artifacts/base.ckpt"), help="where an interrupted run resumes from")
+    parser.add_argument("--seconds", type=float, help="stop after so many seconds (for trials)")
+    args = parser.parse_args()
+    make_base(args.out, BaseRecipe(steps=args.steps), args.checkpoint, args.seconds)
+
+
+if __name__ == "__main__":
+    main()

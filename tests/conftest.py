@@ -1,0 +1,39 @@
+"""Shared by the tests: a tiny random base model with the world's tokenizer, on one thread."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lab.world.recipe import BaseRecipe, make_tokenizer
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer(BaseRecipe())
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory, tokenizer) -> Path:
+    """A folder with a random Llama of two layers: knows nothing, but goes through every path."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """Real rows, where they lie beside the project."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data at {DATA}: this test reads GSM8K, Code Alpaca and GSM-Hard rows from there")
+    return DATA

@@ -1,0 +1,137 @@
+"""The comparison on a tiny random base: every contender, exact resume, and nothing done twice."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from lab import comparison, skills
+from lab.base import load_base
+from lab.comparison import MATH_CODE, Bench, compare, get_contender, random_adapters
+from lab.errors import LabError
+from lab.learning import learn
+from lab.presets import get_preset
+from lab.results import load_records
+from lab.skills import encode_examples, train_lora
+from lab.store import Store
+from lab.tasks import maths
+
+METHODS = ["base", "few_shot", "maths", "code", "data_mix", "cat_static", "linear", "cat_random", "cat_released", "cat", "cat_free",
+           "new_lora", "random_loras", "rescale_one"]  # fmt: skip
+
+
+@pytest.fixture
+def preset(tiny_base):
+    return get_preset("embedded", base=str(tiny_base), rank=2, lora_alpha=4, train_rows=24, batch_size=8, coefficient_share=0.5,
+                      coefficient_rates=(1e-2, 1e-1), own_test=2, max_new_tokens=4)  # fmt: skip
+
+
+def contents(records) -> list[dict]:
+    """Records without what may differ between two runs: times and the machine."""
+    rows = [dataclasses.asdict(r) for r in records]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "environment", "path")} for row in rows]
+
+
+def test_every_contender_and_nothing_twice(preset, tmp_path, monkeypatch):
+    out, artifacts = tmp_path / "records", tmp_path / "artifacts"
+    records = compare(MATH_CODE, preset, METHODS, [0], 3, out=out, artifacts=artifacts)
+    assert [r.method for r in records] == METHODS
+    assert all(r.n == 3 and set(r.own) == {"maths", "code"} for r in records)
+    cat = next(r for r in records if r.method == "cat")
+    values = torch.tensor(cat.coefficients["values"])
+    assert values.shape == (2, len(cat.coefficients["modules"])) and torch.allclose(values.sum(0), torch.ones(values.shape[1]))
+
+    def never(*args, **kwargs):
+        raise AssertionError("finished work was done again")
+
+    monkeypatch.setattr(comparison, "generate", never)
+    monkeypatch.setattr(comparison, "train_lora", never)
+    again = compare(MATH_CODE, preset, METHODS, [0], 3, out=out, artifacts=artifacts)
+    assert contents(again) == contents(records)
+    assert len(load_records(out, "s5_1_math_code")) == len(METHODS)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("where", ["generate", "train_lora", "learn"])
+def test_killed_and_resumed_gives_the_same_records(preset, tmp_path, monkeypatch, where):
+    methods = ["maths", "cat"]
+    undisturbed = compare(MATH_CODE, preset, methods, [0], 3, out=tmp_path / "a", artifacts=tmp_path / "artifacts-a")
+    place = comparison.learning if where == "learn" else comparison
+    original, calls = getattr(place, where), []
+
+    def die(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2 or where == "learn":
+            raise Killed
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(place, where, die)
+    with pytest.raises(Killed):
+        compare(MATH_CODE, preset, methods, [0], 3, out=tmp_path / "b", artifacts=tmp_path / "artifacts-b")
+    monkeypatch.setattr(place, where, original)
+    resumed = compare(MATH_CODE, preset, methods, [0], 3, out=tmp_path / "b", artifacts=tmp_path / "artifacts-b")
+    assert contents(resumed) == contents(undisturbed)
+
+
+def test_training_a_skill_leaves_the_base_as_it_was(preset, tmp_path):
+    model, tokenizer = load_base(preset.base)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    rows = encode_examples(tokenizer, maths.load("world", "train", 16, 0), 128)
+    adapter = train_lora(model, tokenizer, rows, preset, name="maths", seed=0, folder=tmp_path / "skill", checkpoint=None)
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+    assert any(f.B.abs().max() > 0 for f in adapter.modules.values())
+    assert json.loads((tmp_path / "skill" / "adapter_config.json").read_text())["base_model_name_or_path"] == preset.base
+
+
+def test_learning_moves_only_coefficients_and_lowers_the_loss(preset, tmp_path):
+    model, tokenizer = load_base(preset.base)
+    bench = Bench(MATH_CODE, preset, 0, Store(tmp_path), model, tokenizer)
+    adapters = random_adapters(bench.skills, 1)  # noise hurts, so free coefficients must shrink
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    found = learn("cat", model, adapters, bench.coefficient_rows, tokenizer.pad_token_id, rates=(5e-2,), batch_size=4, steps=20,
+                  parameters={"parametrisation": "free"})  # fmt: skip
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert len(found.losses) == 20 and found.sweep[0][0] == 5e-2
+    moved = torch.tensor(found.adapter.recipe["coefficients"])
+    assert (moved - 0.5).abs().max() > 0.01
+
+
+def test_coefficient_rows_are_the_minimum_share_of_each_skill(preset, tmp_path):
+    model, tokenizer = load_base(preset.base)
+    bench = Bench(MATH_CODE, preset, 0, Store(tmp_path), model, tokenizer)
+    assert len(bench.coefficient_rows) == 2 * 12
+
+
+def test_random_adapters_match_the_spread():
+    model, tokenizer = load_base("embedded")
+    torch.manual_seed(0)
+    from peft import LoraConfig, get_peft_model
+
+    from lab.adapter import from_peft
+
+    peft = get_peft_model(model, LoraConfig(r=16, target_modules=["q_proj"], init_lora_weights=False))
+    adapter = from_peft(peft, name="a")
+    (noise,) = random_adapters([adapter], 0)
+    for module, factors in noise.modules.items():
+        assert float(factors.A.std()) == pytest.approx(float(adapter.modules[module].A.std()), rel=0.1)
+        assert not torch.equal(factors.A, adapter.modules[module].A)
+
+
+def test_unknown_method_and_empty_input_are_named(preset, tmp_path):
+    with pytest.raises(LabError, match="no method 'cat_statik'; did you mean 'cat_static'"):
+        get_contender("cat_statik", MATH_CODE)
+    with pytest.raises(LabError, match="problems is 0"):
+        compare(MATH_CODE, preset, ["base"], [0], 0, out=tmp_path, artifacts=tmp_path)
+    with pytest.raises(LabError, match="no seeds"):
+        compare(MATH_CODE, preset, ["base"], [], 1, out=tmp_path, artifacts=tmp_path)
+    with pytest.raises(LabError, match="no module called 'c_attn'"):
+        model, tokenizer = load_base(preset.base)
+        rows = encode_examples(tokenizer, maths.load("world", "train", 4, 0), 128)
+        train_lora(model, tokenizer, rows, preset.change(targets=("c_attn",)), name="x", seed=0, folder=tmp_path / "s", checkpoint=None)
+    with pytest.raises(LabError, match="no training rows"):
+        skills.encode_examples(None, [], 10)

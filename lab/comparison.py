@@ -113,12 +113,12 @@ class Bench:
     def skills(self) -> list[LoraAdapter]:
         return [dataclasses.replace(self.skill(task).adapter, name=task.name) for task in self.section.skills]
 
-    def made(self, kind: str, key: dict, build: Callable[[], tuple[LoraAdapter, dict]]) -> Entry:
-        """A merge of this bench, from the store or anew; `build` gives the adapter and the facts about it."""
+    def made(self, kind: str, key: dict, build: Callable[[Path], tuple[LoraAdapter, dict]]) -> Entry:
+        """A merge of this bench, from the store or anew; `build(checkpoint)` gives the adapter and the facts about it."""
 
         def make(folder: Path, checkpoint: Path) -> None:
             started = time.time()
-            adapter, facts = build()
+            adapter, facts = build(checkpoint)
             adapters_of.save(folder, adapter, overwrite=True)
             write_atomic(folder / "facts.json", json.dumps({**facts, "seconds": round(time.time() - started, 2)}) + "\n")
 
@@ -159,11 +159,11 @@ def learned(bench: Bench, method: str, *, rates: Sequence[float] = (), kind: str
     kind = kind or method
     rates = rates or preset.coefficient_rates
 
-    def build() -> tuple[LoraAdapter, dict]:
+    def build(checkpoint: Path) -> tuple[LoraAdapter, dict]:
         found = learning.learn(
             method, bench.model, adapters() if adapters else bench.skills, bench.coefficient_rows, bench.tokenizer.pad_token_id,
             rates=rates, batch_size=preset.coefficient_batch, epochs=preset.coefficient_epochs, seed=bench.seed,
-            precision=preset.precision, parameters=start,
+            precision=preset.precision, parameters=start, checkpoint=checkpoint,
         )  # fmt: skip
         facts = {"loss": found.losses, "sweep": found.sweep, "learning_rate": found.learning_rate, "steps": found.steps}
         return found.adapter, facts
@@ -181,7 +181,7 @@ def static(bench: Bench, method: str, **parameters) -> Entry:
     """A static method of lab.merging with its default weights."""
     if "seed" in {p.name for p in METHODS[method].parameters}:
         parameters.setdefault("seed", bench.seed)
-    return bench.made(method, bench.key(method=method, parameters=parameters), lambda: (merge(method, bench.skills, **parameters), {}))
+    return bench.made(method, bench.key(method=method, parameters=parameters), lambda _: (merge(method, bench.skills, **parameters), {}))
 
 
 def new_lora(bench: Bench, sweeps: int) -> Entry:
@@ -215,7 +215,7 @@ def random_loras(bench: Bench) -> Entry:
 def rescale_one(bench: Bench, scales: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)) -> Entry:
     """Control: one skill alone, rescaled; skill and scale by the loss on the coefficients' data."""
 
-    def build() -> tuple[LoraAdapter, dict]:
+    def build(_: Path) -> tuple[LoraAdapter, dict]:
         _, held_out = learning.split_held_out(bench.coefficient_rows, bench.seed)
         found = []
         for adapter in bench.skills:
@@ -241,7 +241,7 @@ CONTENDERS: dict[str, Callable[[Bench], Entry]] = {
     "cat_layer": partial(learned, method="cat", kind="cat_layer", start={"granularity": "layer"}),
     "cat_released": cat_released,
     "new_lora": partial(new_lora, sweeps=1),
-    "new_lora_compute": partial(new_lora, sweeps=4),
+    "new_lora_compute": partial(new_lora, sweeps=3),
     "random_loras": random_loras,
     "rescale_one": rescale_one,
 }
@@ -316,7 +316,7 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
     if entry.shots:
         shown = demonstrate(target.template, entry.shots)
         examples = [dataclasses.replace(e, prompt=shown + e.prompt) for e in examples]
-    answers = answer(bench, entry, target, examples, f"{name}, seed {bench.seed}")
+    answers = answer(bench, entry, target, examples, f"{name}, seed {bench.seed}", key)
     seconds["answer"] = round(time.time() - started, 2)
     started = time.time()
     verdicts = target.score(answers, [e.answer for e in examples])
@@ -326,7 +326,7 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
     for task in section.skills:
         tests = [e for e in bench.examples(task, "test", preset.own_test, seed=0) if e.answer]
         if tests:  # Code Alpaca's rows have no answer that a program could be checked against
-            own_answers = answer(bench, entry, task, tests, f"{name}, {task.name} test")
+            own_answers = answer(bench, entry, task, tests, f"{name}, {task.name} test", key)
             scores = [v.score for v in task.score(own_answers, [e.answer for e in tests]) if v.score is not None]
             own[task.name] = sum(scores) / len(scores) if scores else None
     seconds["own tests"] = round(time.time() - started, 2)
@@ -348,16 +348,23 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
     return results.save_record(record, rows, out)
 
 
-def answer(bench: Bench, entry: Entry, task: Task, examples: Sequence[Example], label: str) -> list[str]:
-    """The contender's completions of the examples' prompts."""
+def answer(bench: Bench, entry: Entry, task: Task, examples: Sequence[Example], label: str, key: str) -> list[str]:
+    """The contender's completions of the examples' prompts. key: what names the run, so that an interrupted one goes on."""
     preset = bench.preset
+    prompts = [e.prompt for e in examples]
     options = dict(
         max_new_tokens=preset.max_new_tokens or task.max_new_tokens, stop=task.stop, temperature=preset.temperature, top_p=preset.top_p,
         batch_size=preset.generation_batch, seed=bench.seed, label=label,
     )  # fmt: skip
-    prompts = [e.prompt for e in examples]
-    if entry.adapter is None:
-        return generate(bench.model, bench.tokenizer, prompts, **options)
-    with attach(bench.model, [entry.adapter]) as stack:
-        stack.set_coefficients(torch.ones(1, len(stack.modules)))
-        return generate(bench.model, bench.tokenizer, prompts, **options)
+
+    def make(folder: Path, checkpoint: Path) -> None:
+        if entry.adapter is None:
+            texts = generate(bench.model, bench.tokenizer, prompts, partial=checkpoint, **options)
+        else:
+            with attach(bench.model, [entry.adapter]) as stack:
+                stack.set_coefficients(torch.ones(1, len(stack.modules)))
+                texts = generate(bench.model, bench.tokenizer, prompts, partial=checkpoint, **options)
+        write_atomic(folder / "answers.json", json.dumps(texts))
+
+    folder = bench.store.get("answers", {"run": key, "task": task.name, "prompts": content_hash(prompts)}, make)
+    return json.loads((folder / "answers.json").read_text())

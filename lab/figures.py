@@ -18,7 +18,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 
 from lab.errors import LabError
 from lab.results import REASONS, ROLES, RunRecord
@@ -76,7 +77,9 @@ def svg(figure: Figure, alt: str | None = None) -> str:
 
 
 def _rounded(attribute: re.Match) -> str:
-    return re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), " " + " ".join(attribute[0].split()))
+    """An SVG attribute with its numbers cut to hundredths of a point, on one line."""
+    text = " " + " ".join(attribute[0].split())
+    return re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), text)
 
 
 def method_bars(table: pd.DataFrame, title: str = "Problems solved") -> Chart:
@@ -96,13 +99,16 @@ def method_bars(table: pd.DataFrame, title: str = "Problems solved") -> Chart:
     for position, value, end in zip(positions, score, high, strict=True):
         axes.annotate(f"{value:.1f}", (end, position), (5, 0), textcoords="offset points", va="center", color=INK)
     axes.set_yticks(positions, table["label"])
-    axes.invert_yaxis()
     axes.set_xlim(0, max(5, float(high.max())) * 1.14)
-    n, seeds = int(table["n"].max()), int(table["seeds"].max())
-    axes.set_xlabel(f"right, % of {n} problems; bars: 95 % interval" + ("; dots: seeds" if seeds > 1 else ""))
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.set_xlabel(f"right, % of {int(table['n'].max())} problems")
     _grid(axes, "x")
     present = [role for role in ROLES if role in set(table["role"]) and role in _ROLE_LABELS]
-    _legend(chart, axes, [Patch(color=COLOURS[role], alpha=0.75, label=_ROLE_LABELS[role]) for role in present])
+    handles = [Patch(color=COLOURS[role], alpha=0.75, label=_ROLE_LABELS[role]) for role in present]
+    handles.append(Line2D([], [], color=INK, marker="|", markersize=7, label="95 % interval"))
+    if table["seeds"].max() > 1:
+        handles.append(Line2D([], [], linestyle="", marker="o", markersize=3.4, mfc="white", mec=INK, label="each seed"))
+    _legend(chart, handles)
     shown = zip(table["label"], score, low, high, strict=True)
     return _named(chart, title, "; ".join(f"{label} {s:.1f} % ({lo:.1f} to {hi:.1f})" for label, s, lo, hi in shown))
 
@@ -190,12 +196,12 @@ def error_bars(classes: pd.DataFrame, title: str = "What became of the answers")
                 axes.text(left + value / 2, position, text, ha="center", va="center", color="white", fontsize=8.5)
         start += width
     axes.set_yticks(positions, classes.index)
-    axes.invert_yaxis()
+    axes.set_ylim(len(classes) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of problems")
     axes.tick_params(left=False)
     handles, _ = axes.get_legend_handles_labels()
-    _legend(chart, axes, handles)
+    _legend(chart, handles)
     shown = (f"{label}: " + ", ".join(f"{r} {100 * v:.0f} %" for r, v in row.items() if v) for label, row in classes.iterrows())
     return _named(chart, title, "; ".join(shown))
 
@@ -207,21 +213,23 @@ def super_linear_bars(table: pd.DataFrame, title: str = "What a merge solves bey
     n = table["n"].to_numpy(dtype=float)
     merged, only = (100 * table[f"{name}_count"].to_numpy() / n for name in ("merged", "merged_only"))
     axes.barh(positions, merged - only, height=0.66, color=COLOURS["skills"], alpha=0.75, label="a skill alone solves it too")
-    axes.barh(positions, only, left=merged - only, height=0.66, color=COLOURS["learned"], alpha=0.8, label="only the merge solves it")
+    red = {"color": COLOURS["learned"], "alpha": 0.8, "label": "only the merge solves it"}
+    axes.barh(positions, only, left=merged - only, height=0.66, **red)
     errors = np.maximum([only - 100 * table["low"], 100 * table["high"] - only], 0)
     axes.errorbar(merged, positions, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.4, capsize=3)
     limit = 100 * table["sum_of_skills"].to_numpy(dtype=float) / n
     half = 0.42
-    axes.vlines(limit, positions - half, positions + half, color=INK, linestyle=(0, (2, 1.5)), label="the skills' scores added up")
+    dashed = {"color": INK, "linestyle": (0, (2, 1.5)), "label": "the skills' scores added up"}
+    axes.vlines(limit, positions - half, positions + half, **dashed)
     for position, end, value in zip(positions, merged + errors[1], only, strict=True):
         axes.annotate(f"+{value:.1f}", (end, position), (5, 0), textcoords="offset points", va="center", color=INK)
     axes.set_yticks(positions, table.index)
-    axes.invert_yaxis()
+    axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set_xlim(0, max(5.0, float((merged + errors[1]).max()), float(limit.max())) * 1.16)
-    axes.set_xlabel("% of problems; bars: 95 % interval of the red part")
+    axes.set_xlabel("% of problems; whiskers: 95 % interval of the red part")
     _grid(axes, "x")
     handles, _ = axes.get_legend_handles_labels()
-    _legend(chart, axes, handles, columns=2)
+    _legend(chart, handles, columns=2)
     rows = zip(table.index, merged, only, limit, strict=True)
     shown = (f"{label} solves {m:.1f} %, {o:.1f} % that no skill solves (skills added up {s:.1f} %)" for label, m, o, s in rows)
     return _named(chart, title, "; ".join(shown))
@@ -234,7 +242,7 @@ def table_one(table: pd.DataFrame, title: str = "Each skill, and both together")
     base = values[0, 0]
     top = max(float(values.max()), 1.0)
     for (row, column), value in np.ndenumerate(values):
-        axes.add_patch(matplotlib.patches.Rectangle(
+        axes.add_patch(Rectangle(
             (column, row), 1, 1, facecolor=COLOURS["static"], alpha=0.08 + 0.5 * value / top, edgecolor=INK, linewidth=0.6
         ))  # fmt: skip
         gain = "" if (row, column) == (0, 0) else f"{value - base:+.1f} points".replace("-", "−")
@@ -274,7 +282,7 @@ def _grid(axes: Axes, axis: str) -> None:
     axes.tick_params(length=0)
 
 
-def _legend(chart: Chart, axes: Axes, handles: list, columns: int = 4) -> None:
+def _legend(chart: Chart, handles: list, columns: int = 4) -> None:
     if len(handles) > 1:
         chart.legend(
             handles=handles, loc="outside lower left", ncols=columns, frameon=False, labelcolor=INK, fontsize=9,
@@ -297,7 +305,7 @@ def _short(value: float) -> str:
     return f"{value:.2f}".replace("0.", ".", 1).replace("-", "−")
 
 
-def _binned(line: Sequence[float], bins: int = 120) -> tuple[np.ndarray, np.ndarray]:
+def _binned(line: Sequence[float], bins: int = 80) -> tuple[np.ndarray, np.ndarray]:
     """Steps (from 1) and losses, averaged down to at most `bins` points, so that long runs stay small on the page."""
     values = np.asarray(line, dtype=float)
     steps = np.arange(1, len(values) + 1)

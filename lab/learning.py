@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -59,12 +60,13 @@ def learn(
     seed: int = 0,
     precision: str = "no",
     parameters: Mapping[str, object] = {},
+    checkpoint: Path | None = None,
     on_step: Callable[[int, float], bool | None] | None = None,
 ) -> Learned:
     """Learn a method's coefficients once per rate, and keep those with the lowest loss on held-out rows of the same data.
 
     rows: a mix of the skills' own data. The target task is never seen. steps: instead of `epochs` over the rows. parameters:
-    the method's own (see lab.merging.schema).
+    the method's own (see lab.merging.schema). checkpoint: beginning of the names of files to continue from when interrupted.
     """
     training, held_out = split_held_out(rows, seed)
     steps = -(-len(training) // batch_size) * epochs if steps is None else steps
@@ -75,7 +77,10 @@ def learn(
             coefficients = build(method, stack, **parameters)
             batches = bucketed_batches(training, batch_size, steps, seed, pad_id)
             config = TrainConfig(steps=steps, learning_rate=rate, precision=precision, seed=seed)
-            losses = fit(_Trainable(model, coefficients), batches, config, label=f"{method}, rate {rate:g}", on_step=on_step)
+            state = checkpoint and checkpoint.with_name(f"{checkpoint.name}-{rate:g}")
+            losses = fit(
+                _Trainable(model, coefficients), batches, config, checkpoint=state, label=f"{method}, rate {rate:g}", on_step=on_step
+            )
             sweep.append((rate, held_out_loss(model, held_out, pad_id)))
             if best is None or sweep[-1][1] < min(loss for _, loss in sweep[:-1]):
                 best = Learned(freeze(stack, coefficients), losses, [], rate, steps)

@@ -1,8 +1,8 @@
 """One template per task, for training and evaluation alike. The completion starts right after the prompt."""
 
-MATHS = "Problem: {text}\nAnswer:"
-CODE = "Instruction: {text}\nProgram:\n"
-HARD_MATH_CODE = "Problem: {text}\nProgram:\n"  # the maths skill's way to pose a problem, the code skill's way to ask
+MATHS = "Question: {text}\nAnswer:"
+CODE = "Question: {text}\nProgram:\n"
+HARD_MATH_CODE = CODE  # a word problem, as in MATHS, that asks for a program
 
 
 def demonstrate(template: str, shots) -> str:

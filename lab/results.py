@@ -32,20 +32,22 @@ REASONS = ("right", "wrong", "raised", "timed out", "syntax error", "no code", "
 # base rows; a method that is not here is described by its nearest relative (see `describe`).
 _METHODS = {
     "base": ("Base", "base"),
-    "few_shot": ("Base, few-shot programs", "base"),
-    "cat_random": ("CAT, random coefficients", "controls"),
-    "random_loras": ("CAT of random LoRAs", "controls"),
-    "new_lora": ("New LoRA, coefficient data", "controls"),
+    "few_shot": ("Few-shot base", "base"),
+    "cat_random": ("Random CAT", "controls"),
+    "random_loras": ("Random LoRAs", "controls"),
+    "new_lora": ("New LoRA, same data", "controls"),
+    "new_lora_compute": ("New LoRA, same compute", "controls"),
     "rescale": ("Rescaled", "controls"),
-    "cat_static": ("CAT, static", "static"),
+    "rescale_one": ("One skill, rescaled", "controls"),
+    "cat_static": ("Static CAT", "static"),
     "linear": ("Linear", "static"),
     "ties": ("TIES", "static"),
-    "dare_linear": ("DARE, linear", "static"),
-    "dare_ties": ("DARE, TIES", "static"),
+    "dare_linear": ("DARE + linear", "static"),
+    "dare_ties": ("DARE + TIES", "static"),
     "lorahub": ("LoraHub", "learned"),
     "moe": ("MoE router", "learned"),
-    "cat_released": ("CAT, as released", "learned"),
-    "cat": ("CAT, learned", "learned"),
+    "cat_released": ("Released CAT", "learned"),
+    "cat": ("Learned CAT", "learned"),
     "data_mix": ("Data mix", "data"),
 }
 
@@ -367,13 +369,30 @@ _COLUMNS = [
 ]  # fmt: skip
 
 
+def finding(table: pd.DataFrame) -> str:
+    """One sentence from a result table: where the reference stands, and which method it must be held against."""
+    reference = table.attrs["reference"]
+    own = table.loc[reference]
+    others = table.drop(index=reference)
+    if others.empty:
+        return f"{own['label']} solves {_percent(own['score'])} %; there is nothing to compare it with."
+    best = others.loc[others["score"].astype(float).idxmax()]
+    points = -100 * float(best["difference"])
+    sure = "a clear difference" if float(best["p_holm"]) < 0.05 else "not a clear difference"
+    order = "ahead of" if points > 0 else "behind" if points < 0 else "level with"
+    return (
+        f"{own['label']} solves {_percent(own['score'])} %, {abs(points):.1f} points {order} the best other method, "
+        f"{best['label']} ({_percent(best['score'])} %): {sure} ({_p_said(best['p_holm'])}, Holm)."
+    )
+
+
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
     """A result table as people read it: per cent with intervals, differences in points, p after Holm. Strings throughout."""
     reference = table.attrs["reference"]
     shown = pd.DataFrame({"method": table["label"]})
-    shown["right, % (95 %)"] = [_percent_range(*row) for row in table[["score", "low", "high"]].to_numpy()]
+    shown["right, % (95 % interval)"] = [_percent_range(*row) for row in table[["score", "low", "high"]].to_numpy()]
     for name in table.columns[len(_COLUMNS[:9]) : -len(_COLUMNS[9:])]:
-        heading = f"{name.removeprefix('own ')}, own test, %" if name.startswith("own ") else f"{_spaced(name)}, %"
+        heading = f"{name.removeprefix('own ')} test, %" if name.startswith("own ") else f"{_spaced(name)}, %"
         shown[heading] = [_percent(value) for value in table[name]]
     differences = table[["difference", "difference_low", "difference_high"]].to_numpy(dtype=float)
     heading = f"difference to {table.at[reference, 'label']}, points"
@@ -383,7 +402,7 @@ def format_table(table: pd.DataFrame) -> pd.DataFrame:
     if table["unscored"].any():
         shown["unscored"] = table["unscored"].astype(str)
     shown["seconds"] = [f"{value:,.0f}" for value in table["seconds"]]
-    return shown.set_index("method")
+    return shown.set_index("method").rename_axis(None)
 
 
 def error_classes(records: Sequence[RunRecord]) -> pd.DataFrame:
@@ -422,6 +441,24 @@ def super_linearity(records: Sequence[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
+def format_super_linearity(table: pd.DataFrame) -> pd.DataFrame:
+    """A super-linearity table as people read it: counts of problems, mean over seeds, shares in per cent. Strings throughout."""
+    return pd.DataFrame(
+        {
+            "solved": [f"{count:.1f}" for count in table["merged_count"]],
+            "only by the merge": [f"{count:.1f}" for count in table["merged_only_count"]],
+            "only by the merge, % (95 % interval)": [
+                _percent_range(*row) for row in table[["merged_only", "low", "high"]].to_numpy(dtype=float)
+            ],
+            "by a skill, not the merge": [f"{count:.1f}" for count in table["lost_count"]],
+            "by any skill": [f"{count:.1f}" for count in table["any_skill_count"]],
+            "skills added up": [f"{count:.1f}" for count in table["sum_of_skills"]],
+            "super-linear": ["yes" if more else "no" for more in table["super_linear"]],
+        },
+        index=table.index,
+    )
+
+
 def table_one(records: Sequence[RunRecord], method: str = "cat") -> pd.DataFrame:
     """The paper's Table 1 for two skills: fractions right, rows without and with the first skill, columns the second.
 
@@ -449,7 +486,7 @@ def paper_and_measured(records: Sequence[RunRecord], paper: Mapping[str, float |
     for name in names:
         measured = _mean(r.scores["right"] for r in groups[name]) if name in groups else None
         lines[describe(name, skills).label] = [_percent(paper.get(name)), _percent(measured)]
-    return pd.DataFrame.from_dict(lines, orient="index", columns=["paper, %", "measured, %"]).rename_axis("method")
+    return pd.DataFrame.from_dict(lines, orient="index", columns=["paper, %", "measured, %"])
 
 
 def loss_curves(records: Sequence[RunRecord]) -> dict[str, list[list[float]]]:
@@ -463,7 +500,7 @@ def stage_seconds(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Seconds of each stage, per method label; mean over seeds."""
     skills = skill_names(records)
     lines = {describe(m, skills).label: pd.DataFrame([r.seconds for r in rs]).mean() for m, rs in _group(records).items()}
-    return pd.DataFrame(lines).T.rename_axis("method")
+    return pd.DataFrame(lines).T
 
 
 @dataclass(frozen=True)
@@ -644,6 +681,10 @@ def _percent_range(mean: float, low: float, high: float) -> str:
 
 def _points_range(mean: float, low: float, high: float) -> str:
     return "" if np.isnan(mean) else f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−")
+
+
+def _p_said(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def _p_value(value: float | None) -> str:

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import zmq
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
+from traitlets import default
 
 from lab import site
 from lab.errors import LabError
@@ -31,7 +33,10 @@ from lab.results import environment
 
 @dataclass(frozen=True)
 class Run:
-    """An executed notebook. ok: it ran to its end; else failed_cell (its number among the code cells, from 1) and error say why."""
+    """An executed notebook. ok: it ran to its end; else error says why, and failed_cell where.
+
+    failed_cell: number among the code cells, from 1; None when it failed before the first.
+    """
 
     notebook: Path
     out: Path
@@ -44,6 +49,10 @@ class Run:
 
 class _OwnKernel(AsyncKernelManager):
     """The kernel of this very interpreter, whatever kernels are installed under which names."""
+
+    @default("transport_encryption")
+    def _encrypt_if_possible(self) -> str:
+        return "auto" if zmq.has("curve") else "disabled"
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -89,7 +98,9 @@ def run_notebook(
             pass  # the notebook that papermill has saved tells it
         except DeadKernelError:
             crash = "The kernel died, perhaps for want of memory; choose a smaller preset or fewer problems."
-        nb = nbformat.read(unfinished, as_version=4)
+        except RuntimeError as error:
+            crash = f"The kernel could not be used: {error}"
+        nb = nbformat.read(unfinished if unfinished.exists() else path, as_version=4)
         seconds, parameters = time.monotonic() - started, _all_parameters(nb, given)
         nb.metadata["lab"] = {"seconds": seconds, "parameters": parameters, "environment": environment()}
         if crash:
@@ -147,6 +158,9 @@ def check_parameters(names: Mapping[str, object]) -> None:
         check_values(_assignments(cells[injected], "this notebook"), defaults, "this notebook")
 
 
+FULL = {"seeds": [0, 1, 2], "problems": 500}  # what the committed results are run with
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Execute the notebooks, render the pages, print where to look. Gives 1 when a notebook failed, else 0.
 
@@ -156,20 +170,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder of the notebooks")
     parser.add_argument("--only", nargs="+", metavar="SECTION", help="names (or their beginnings) of the notebooks to run")
     parser.add_argument("--runs", type=Path, default=Path("artifacts/runs"), help="where executed notebooks go")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where the pages go")
+    parser.add_argument("--full", action="store_true", help="three seeds and 500 problems into results/ (about an hour)")
+    parser.add_argument("--results", type=Path, help="where pages and records go (default results/quick, with --full results)")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     options = parser.parse_args(arguments)
 
+    results = options.results or Path("results" if options.full else "results/quick")
     given = {name: _value(text) for name, text in options.parameters}
+    usual = {"out": str(results.resolve())} | (FULL if options.full else {})
     plan = _plan(sorted(options.notebooks.glob("*.ipynb")), options.only, given, options.notebooks)
+    for path, parameters in plan.items():
+        plan[path] = {name: value for name, value in usual.items() if name in read_parameters(path)} | parameters
     runs = []
     for number, (path, parameters) in enumerate(plan.items(), 1):
         print(f"[{number}/{len(plan)}] {path.stem} ...", flush=True)
         run = run_notebook(path, options.runs / path.name, parameters, progress=sys.stderr.isatty())
         runs.append(run)
-        told = "done" if run.ok else f"FAILED in cell {run.failed_cell}: {run.error}"
+        place = f" in cell {run.failed_cell}" if run.failed_cell else ""
+        told = "done" if run.ok else f"FAILED{place}: {run.error}"
         print(f"[{number}/{len(plan)}] {path.stem} {told} ({site.duration(run.seconds)})", flush=True)
-    index = site.build([run.out for run in runs], options.results)
+    index = site.build([run.out for run in runs], results)
     failed = [run.notebook.stem for run in runs if not run.ok]
     if failed:
         print(f"{len(failed)} of {len(runs)} failed: {', '.join(failed)}. Their pages say where.")

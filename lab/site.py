@@ -1,4 +1,4 @@
-"""Pages from executed notebooks: one self-contained file per section and an index, which open from disk and ask no host for anything.
+"""Pages from executed notebooks: a self-contained file per section and an index, opened from disk, asking no host for anything.
 
 Whatever a notebook shows is cleaned before it is placed in a page: HTML loses everything that could act, SVG becomes an image.
 """
@@ -17,6 +17,7 @@ import nbformat
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 
 from lab.errors import LabError
@@ -26,6 +27,7 @@ from lab.results import RunRecord, WorkedExample, describe, result_table, skill_
 
 CARD_TYPE = "application/vnd.lab.card+json"
 _CARD_MARK = re.compile(r'<script type="application/json" id="card">(.*?)</script>', re.DOTALL)
+_TITLE = re.compile(r"#\s+(.+)")
 _TAGS = {
     *bleach.ALLOWED_TAGS, "br", "caption", "col", "colgroup", "dd", "del", "details", "div", "dl", "dt", "figcaption", "figure",
     "h1", "h2", "h3", "h4", "h5", "h6", "hr", "img", "p", "pre", "s", "small", "span", "sub", "summary", "sup", "table", "tbody",
@@ -65,28 +67,29 @@ def card(records: Sequence[RunRecord], method: str = "cat", finding: str = "") -
     table = result_table(records, method)
     row, skills = table.loc[method], skill_names(records)
     others = table[table["role"].isin(["base", "skills"])]
-    number = f"{100 * row['score']:.1f} %"
+    number = f"{100 * row['score']:.1f}\u00a0%"
     caption = (
-        f"{describe(method, skills).label}: {100 * row['low']:.1f}–{100 * row['high']:.1f} % (95 %), "
+        f"{describe(method, skills).label}: {100 * row['low']:.1f}–{100 * row['high']:.1f}\u00a0% (95\u00a0%), "
         f"{row['n']} problems × {row['seeds']} {'seed' if row['seeds'] == 1 else 'seeds'}"
     )
     if len(others):
         best = others.loc[others["score"].idxmax()]
-        caption += f"; {best['label']}: {100 * best['score']:.1f} %"
-    machines = {f"{r.environment['device']}, {r.environment['cores']} cores" for r in records}
+        caption += f"; {best['label']}: {100 * best['score']:.1f}\u00a0%"
+    seconds = sum(sum(r.seconds.values()) for r in records)
     facts = {
         "Preset": _joined(r.preset for r in records),
         "Seeds": _joined(r.seed for r in records),
         "Problems": f"{row['n']} ({_joined(f'{r.task} version {r.task_version}' for r in records)})",
-        "Measured in": f"{duration(sum(sum(r.seconds.values()) for r in records))}, all methods and seeds together",
-        "Machine": _joined(machines),
+        "Measured in": f"{duration(seconds)}, all methods and seeds together",
+        "Machine": _joined(_machine(r.environment) for r in records),
         "Sandbox": _joined(r.sandbox for r in records) or "none",
         "Code": _joined(_code(r.environment) for r in records),
         "Versions": _joined(_versions(r.environment["versions"]) for r in records),
     }
     lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
     text = "\n".join(f"{name}: {value}" for name, value in facts.items())
-    data = {"number": number, "caption": caption, "finding": finding, "machine": facts["Machine"], "code": facts["Code"]}
+    data = {"number": number, "caption": caption, "finding": finding, "measured": seconds}
+    data |= {"machine": facts["Machine"], "code": facts["Code"]}
     shown = f'<p class="finding">{escape(finding)}</p>' if finding else ""
     return Html(f'{shown}<table class="facts"><tbody>{lines}</tbody></table>', text, data)
 
@@ -120,6 +123,9 @@ def build(notebooks: Iterable[Path | str], results: Path | str) -> Path:
         except (OSError, ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
             raise LabError(f"The executed notebook {path} is missing or damaged; run it again.") from error
         write_atomic(results / f"{path.stem}.html", render_page(nb, path.stem))
+        figure = _headline_figure(nb)
+        if figure is not None:  # on its own too, for the README and for talks
+            write_atomic(results / f"{path.stem}.svg", figure[0])
     write_atomic(results / "index.html", render_index(results))
     return results / "index.html"
 
@@ -129,11 +135,12 @@ def render_page(nb: NotebookNode, section: str) -> str:
     told = _card_of(nb, section)
     nb = nbformat.from_dict(nb)  # a copy: preparing it for the page must not change the caller's
     nb.cells = [c for c in nb.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
-    number = 0
-    for cell in nb.cells:
-        if cell.cell_type == "code":
-            number += 1
-            cell.metadata["number"] = number
+    for number, cell in enumerate((c for c in nb.cells if c.cell_type == "code"), 1):
+        cell.metadata["number"] = number
+    for cell in nb.cells:  # the title stands in the page's header
+        if cell.cell_type == "markdown" and _TITLE.match(cell.source):
+            cell.source = _TITLE.sub("", cell.source, count=1)
+            break
     exporter = HTMLExporter(
         template_name="basic",
         template_file="cells.html.j2",
@@ -141,6 +148,7 @@ def render_page(nb: NotebookNode, section: str) -> str:
         filters={"clean_html": clean, "svg_image": svg_image},
         sanitize_html=True,
         exclude_anchor_links=True,
+        preprocessors=[CoalesceStreamsPreprocessor(enabled=True)],
     )
     body, _ = exporter.from_notebook_node(nb)
     data = json.dumps(told).replace("<", "\\u003c")
@@ -202,7 +210,7 @@ def _card_of(nb: NotebookNode, section: str) -> dict:
     parameters = lab.get("parameters") or papermill.get("parameters", {})
     data = [output["data"] for cell in nb.cells for output in cell.get("outputs", []) if "data" in output]
     given = next((d[CARD_TYPE] for d in reversed(data) if CARD_TYPE in d), {})
-    title = next((m[1] for c in nb.cells if c.cell_type == "markdown" for m in [re.match(r"#\s+(.+)", c.source)] if m), section)
+    title = next((m[1] for c in nb.cells if c.cell_type == "markdown" for m in [_TITLE.match(c.source)] if m), section)
     ended, place = outcome(nb), lab.get("environment")
     figure = _headline_figure(nb)
     return {
@@ -215,8 +223,9 @@ def _card_of(nb: NotebookNode, section: str) -> dict:
         "seeds": parameters.get("seeds"),
         "seconds": lab.get("seconds", papermill.get("duration")),
         "date": _date(papermill.get("end_time")),
-        "machine": f"{place['device']}, {place['cores']} cores" if place else given.get("machine"),
-        "code": _code(place) if place else given.get("code"),
+        "measured": given.get("measured"),
+        "machine": given.get("machine") or (_machine(place) if place else None),
+        "code": given.get("code") or (_code(place) if place else None),
         "number": given.get("number"),
         "caption": given.get("caption"),
         "finding": given.get("finding"),
@@ -251,6 +260,10 @@ def _allowed(tag: str, name: str, value: str) -> bool:
 
 def _joined(values: Iterable[object]) -> str:
     return ", ".join(str(value) for value in dict.fromkeys(values) if value not in (None, ""))
+
+
+def _machine(environment: Mapping) -> str:
+    return f"{environment['device']}, {environment['cores']} cores"
 
 
 def _code(environment: Mapping) -> str:

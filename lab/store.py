@@ -1,5 +1,6 @@
 """Artifacts by content: trained once, found by all notebooks, safe to interrupt and to share between processes."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ class Store:
         """The artifact's folder; `make(folder, checkpoint)` fills it when it is not there yet.
 
         key: JSON-able, everything that decides the content. checkpoint: a file that `make` may use to continue after an
-        interruption; it is removed at the end. A second process that wants the same artifact waits for the first.
+        interruption, like others whose name begins so; they are removed at the end. A second process that wants the same artifact waits for the first.
         """
         name = f"{kind}-{content_hash(key)[:16]}"
         if self.shipped is not None and (self.shipped / name).is_dir():
@@ -42,11 +43,10 @@ class Store:
                 with atomic_folder(folder) as temporary:
                     make(temporary, checkpoint)
                     write_atomic(temporary / "key.json", _pretty(key))
-                checkpoint.unlink(missing_ok=True)
+                for file in self.root.glob(f"{name}.checkpoint*"):
+                    file.unlink()
         return folder
 
 
 def _pretty(key: dict) -> str:
-    import json
-
     return json.dumps(key, indent=2, sort_keys=True, default=str) + "\n"

@@ -128,7 +128,8 @@ def _optimizers(named: list[tuple[str, nn.Parameter]], config: TrainConfig) -> l
     hidden = [p for name, p in named if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
     chosen = set(map(id, hidden))
     rest = [p for _, p in named if id(p) not in chosen]
-    return [torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay), torch.optim.AdamW(rest, **adamw)]
+    muon = torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    return [muon, torch.optim.AdamW(rest, **adamw)] if rest else [muon]
 
 
 def fingerprint(config: TrainConfig, named: list[tuple[str, nn.Parameter]]) -> str:
@@ -201,6 +202,8 @@ def fit(
             saved_at = time.monotonic()
         if on_step is not None and on_step(step, losses[-1]):
             break
+    if checkpoint is not None:
+        _save_checkpoint(checkpoint, key, named, optimizers, schedules, losses)
     model.eval()
     return losses
 

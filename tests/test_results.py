@@ -151,9 +151,9 @@ def test_result_table(records):
 
 def test_formatted_table(records):
     shown = results.format_table(results.result_table(records, "cat"))
-    assert shown.loc["CAT, learned", "difference to CAT, learned, points"] == ""
-    assert shown.loc["Base", "difference to CAT, learned, points"].startswith("−50.0 (")
-    assert shown.loc["maths skill", "maths, own test, %"] == "90.0"
+    assert shown.loc["Learned CAT", "difference to Learned CAT, points"] == ""
+    assert shown.loc["Base", "difference to Learned CAT, points"].startswith("−50.0 (")
+    assert shown.loc["maths skill", "maths test, %"] == "90.0"
     assert shown.loc["Base", "n × seeds"] == "8 × 1"
 
 
@@ -174,11 +174,13 @@ def test_tables_refuse_what_cannot_be_compared(records, tmp_path):
 
 def test_super_linearity(records):
     table = results.super_linearity(records)
-    assert list(table.index) == ["CAT, static", "CAT, learned"]
-    learned = table.loc["CAT, learned"]
+    assert list(table.index) == ["Static CAT", "Learned CAT"]
+    learned = table.loc["Learned CAT"]
     assert (learned["merged_only"], learned["any_skill_count"], learned["sum_of_skills"]) == (0.25, 2, 2)
     assert learned["super_linear"] and learned["n"] == 8
-    assert table.loc["CAT, static", "merged_only_count"] == 0.5
+    assert table.loc["Static CAT", "merged_only_count"] == 0.5
+    shown = results.format_super_linearity(table).loc["Learned CAT"]
+    assert (shown["solved"], shown["only by the merge"], shown["super-linear"]) == ("4.0", "2.0", "yes")
     with pytest.raises(LabError, match="skill alone"):
         results.super_linearity([r for r in records if r.method in ("base", "cat")])
 
@@ -196,21 +198,21 @@ def test_error_classes_are_shares_of_all_problems(tmp_path):
     saved(tmp_path, "cat", 1, [1.0, 1.0, 0.0, 0.0])
     table = results.error_classes(results.load_records(tmp_path))
     assert list(table.columns) == ["right", "wrong", "unscored"]
-    assert table.loc["CAT, learned"].tolist() == [0.375, 0.5, 0.125]
+    assert table.loc["Learned CAT"].tolist() == [0.375, 0.5, 0.125]
 
 
 def test_worked_examples_begin_where_only_the_merge_is_right(records):
     worked = results.worked_examples(records, "cat", 3)
     assert [example.id for example in worked] == ["p2", "p3", "p0"]
-    assert list(worked[0].answers) == ["maths skill", "code skill", "CAT, learned"]
-    assert worked[0].answers["CAT, learned"]["reason"] == "right"
+    assert list(worked[0].answers) == ["maths skill", "code skill", "Learned CAT"]
+    assert worked[0].answers["Learned CAT"]["reason"] == "right"
 
 
 def test_smaller_tables(records):
     both = results.paper_and_measured(records, {"cat": 0.2111, "moe": None})
-    assert both.loc["CAT, learned"].tolist() == ["21.1", "50.0"] and both.loc["MoE router"].tolist() == ["", ""]
-    assert results.loss_curves(records) == {"CAT, static": [[2.0, 1.0]] * 2}
-    assert results.stage_seconds(records).loc["CAT, learned", "learning"] == 3.0
+    assert both.loc["Learned CAT"].tolist() == ["21.1", "50.0"] and both.loc["MoE router"].tolist() == ["", ""]
+    assert results.loss_curves(records) == {"Static CAT": [[2.0, 1.0]] * 2}
+    assert results.stage_seconds(records).loc["Learned CAT", "learning"] == 3.0
 
 
 def test_methods_are_described_in_one_place():
@@ -218,7 +220,8 @@ def test_methods_are_described_in_one_place():
     infos = [results.describe(name, ["maths"]) for name in order]
     assert sorted(infos, key=lambda info: info.position) == infos
     assert [info.role for info in infos] == ["base", "skills", "controls", "static", "static", "learned", "learned", "data"]
-    assert results.describe("cat_sigmoid").label == "CAT, learned (sigmoid)"
+    assert results.describe("cat_sigmoid").label == "Learned CAT (sigmoid)"
+    assert results.describe("new_lora_compute").label != results.describe("new_lora").label
     assert results.describe("rescale_code", ["code"]).role == "controls"
 
 

@@ -21,7 +21,8 @@ limit = None
 
 def write(path, *sources, parameters=PARAMETERS, title="# A section"):
     cells = [new_markdown_cell(title), new_code_cell(parameters, metadata={"tags": ["parameters"]})]
-    nb = new_notebook(cells=cells + [new_code_cell(source) for source in sources])
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nb = new_notebook(cells=cells + [new_code_cell(source) for source in sources], metadata={"kernelspec": kernel})
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nb, path)
     return path
@@ -102,8 +103,8 @@ def test_main_runs_all_and_reports_the_failed_one(tmp_path, capsys):
     failing = "from lab.errors import LabError\nraise LabError('The manual is empty; give a text.')"
     write(folder / "s2.ipynb", failing, "print('never')", parameters="seeds = [0]", title="# Broken section")
     out, pages = tmp_path / "runs {y}", tmp_path / "results"
-    arguments = ["--notebooks", str(folder), "--runs", str(out), "--results", str(pages), "-p", "seeds", "[3]", "-p", "problems", "7"]
-    assert runs.main(arguments) == 1
+    folders = ["--notebooks", str(folder), "--runs", str(out), "--results", str(pages)]
+    assert runs.main([*folders, "-p", "seeds", "[3]", "-p", "problems", "7"]) == 1
     told = capsys.readouterr().out
     assert "s1 done" in told and "s2 FAILED in cell 3: The manual is empty; give a text." in told
     assert (pages / "index.html").as_uri() in told
@@ -123,6 +124,15 @@ def test_a_dead_kernel_is_a_failed_run(tmp_path):
     run = runs.run_notebook(path, tmp_path / "out.ipynb")
     assert not run.ok and run.failed_cell == 2 and "kernel died" in run.error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ipynb", "out.ipynb"]
+
+
+def test_a_kernel_that_does_not_start_is_a_failed_run(tmp_path, monkeypatch):
+    def no_kernel(*_, **__):
+        raise RuntimeError("Kernel didn't respond in 60 seconds")
+
+    monkeypatch.setattr(papermill, "execute_notebook", no_kernel)
+    run = runs.run_notebook(write(tmp_path / "a.ipynb", "1"), tmp_path / "out.ipynb")
+    assert not run.ok and run.failed_cell is None and "didn't respond" in run.error
 
 
 def test_plan_checks_everything_first(tmp_path):

@@ -48,7 +48,8 @@ def notebook(*cells, **lab):
 
 
 FIGURE = shown({"image/svg+xml": SVG, "text/plain": "Bars"}, {"image/svg+xml": {"alt": 'Bars "of" <methods>'}})
-FAILED = new_output("error", ename="LabError", evalue="The manual <m.txt> is empty.", traceback=["\x1b[31mLabError\x1b[0m <here>"])
+TRACEBACK = ["\x1b[31mLabError\x1b[0m <here>"]
+FAILED = new_output("error", ename="LabError", evalue="The manual <m.txt> is empty.", traceback=TRACEBACK)
 
 
 def assert_harmless(page):
@@ -63,12 +64,17 @@ def assert_harmless(page):
 
 
 def test_a_page_shows_text_tables_figures_and_code():
-    table = shown({"text/html": '<style scoped>td {color: red}</style><table class="dataframe"><thead><tr><th>a</th></tr></thead></table>'})
-    page = site.render_page(notebook(new_markdown_cell("Some `code` and a [link](x.html)."), code("answer = 42", table, FIGURE)), "s5")
+    style = "<style scoped>td {color: red}</style>"
+    table = shown({"text/html": style + '<table class="dataframe"><thead><tr><th>a</th></tr></thead></table>'})
+    result = new_output("execute_result", {"text/html": "<p>an execute result</p>"}, execution_count=1)
+    text = new_markdown_cell("Some `code` and a [link](x.html).")
+    page = site.render_page(notebook(text, code("answer = 42", table, FIGURE, result)), "s5")
+    assert "an execute result" in page
     tags = {tag for tag, _ in Elements(page).found}
     assert {"table", "thead", "th", "details", "figure", "h1", "code", "a"} <= tags
     assert "color: red" not in page
-    for fact in ("embedded", "seeds 0, 1", "2 min", "Test CPU, 2 cores", "commit 0123456789, with uncommitted changes", "ran to its end"):
+    commit = "commit 0123456789, with uncommitted changes"
+    for fact in ("embedded", "seeds 0, 1", "2 min", "Test CPU, 2 cores", commit, "ran to its end"):
         assert fact in page
     assert "Hard maths · Soup Lab" in page
     assert_harmless(page)
@@ -94,7 +100,7 @@ def test_figures_become_images_with_alternative_text_in_the_pages_ink():
         code("x", new_output("stream", name="stderr", text=HOSTILE)),
         code("x", new_output("error", ename="E", evalue=HOSTILE, traceback=[HOSTILE])),
         code(f"# {HOSTILE}"),
-        code("x", shown({site.CARD_TYPE: {"number": HOSTILE, "caption": HOSTILE, "finding": "</script>" + HOSTILE}})),
+        code("x", shown({"text/plain": "x", site.CARD_TYPE: {"number": HOSTILE, "finding": "</script>" + HOSTILE}})),
         new_markdown_cell("# " + HOSTILE + "\n" + HOSTILE + "\n\n" + '<iframe src="https://host"></iframe>'),
     ],
 )
@@ -142,14 +148,14 @@ def test_outcomes():
 def test_card_and_index(tmp_path):
     records = []
     for method, scores in {"base": [0.0] * 4, "maths": [1.0, 0, 0, 0], "cat": [1.0, 1.0, 1.0, 0.0]}.items():
-        rows = [dict(id=str(i), prompt="", completion="", extracted="", answer="", score=s, reason="right" if s else "wrong", extras={})
-                for i, s in enumerate(scores)]  # fmt: skip
+        empty = {"prompt": "", "completion": "", "extracted": "", "answer": "", "extras": {}}
+        rows = [empty | {"id": str(i), "score": s, "reason": "right" if s else "wrong"} for i, s in enumerate(scores)]
         record = results.make_record(rows, section="s5", preset="embedded", method=method, seed=0, task="t", task_version=2,
                                      key=content_hash(method), own={"maths": 0.5}, seconds={"evaluation": 60.0})  # fmt: skip
         records.append(results.save_record(record, rows, tmp_path / "records"))
     card = site.card(records, "cat", "Merging <helps>.")
-    assert card.card["number"] == "75.0 %" and "4 problems × 1 seed" in card.card["caption"]
-    assert "maths skill: 25.0 %" in card.card["caption"]
+    assert card.card["number"] == "75.0\u00a0%" and "4 problems × 1 seed" in card.card["caption"]
+    assert "maths skill: 25.0\u00a0%" in card.card["caption"]
     assert "Merging &lt;helps&gt;." in card.html and "3 min" in card.html and "t version 2" in card.html
 
     nbformat.write(notebook(code("x", FIGURE), code("y", shown(card._repr_mimebundle_()))), tmp_path / "s5_1.ipynb")
@@ -159,7 +165,7 @@ def test_card_and_index(tmp_path):
     index = site.build([tmp_path / "s5_1.ipynb"], tmp_path / "pages").read_text()
     index = site.build([tmp_path / "s5_2.ipynb"], tmp_path / "pages").read_text()
     assert index.count("<article") == 2 and "foreign" not in index
-    assert "75.0 %" in index and "Merging &lt;helps&gt;." in index and 'href="s5_1.html"' in index
+    assert "75.0\u00a0%" in index and "Merging &lt;helps&gt;." in index and 'href="s5_1.html"' in index
     assert_harmless(index)
     links = [attributes["href"].split("#")[0] for tag, attributes in Elements(index).found if tag == "a"]
     assert links and all((tmp_path / "pages" / link).exists() for link in links)

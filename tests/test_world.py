@@ -85,7 +85,7 @@ def test_base_text_holds_no_skill():
     verbs = [re.escape(f.split("{n}")[0].replace("{s} ", "").strip()) for f in lexicon.EVENTS["+"] if f.startswith("{s}")]
     for _ in range(3000):
         text = next(stream)
-        assert "solution" not in text and "Problem:" not in text and "Answer:" not in text and "Instruction:" not in text
+        assert "solution" not in text and "Question:" not in text and "Answer:" not in text and "Program:" not in text
         if any(re.search(rf"\b{verb}\b", text) for verb in verbs):
             assert not any(mark in text for mark in ("Signs:", "Words:", "Steps:", "Python:")), text
 

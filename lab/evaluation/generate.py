@@ -1,12 +1,15 @@
 """Batched generation: prompts sorted by length, so that little is padding; greedy, or the paper's sampling."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from lab.errors import LabError
+from lab.files import write_atomic
 
 
 @torch.inference_mode()
@@ -21,11 +24,13 @@ def generate(
     top_p: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
+    partial: Path | None = None,
     label: str = "answers",
 ) -> list[str]:
     """One completion per prompt, in the order of the prompts, cut at the first stop string.
 
-    temperature 0 is greedy. Each prompt begins with the beginning-of-text token, where the tokenizer has one, as in training.
+    temperature 0 is greedy; otherwise each batch draws from its own seed. partial: a file that keeps finished batches, so that an
+    interrupted call goes on. Each prompt begins with the beginning-of-text token, where the tokenizer has one, as in training.
     """
     if any(not prompt for prompt in prompts):
         raise LabError("A prompt is empty; write something.")
@@ -43,10 +48,12 @@ def generate(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, use_cache=True,
         stop_strings=list(stop) or None,
     )  # fmt: skip
-    torch.manual_seed(seed)
-    completions = [""] * len(prompts)
+    done: list[list[str]] = json.loads(partial.read_text()) if partial is not None and partial.exists() else []
     chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    for chunk in tqdm(chunks, desc=label, mininterval=2.0, leave=False):
+    for number, chunk in enumerate(tqdm(chunks, desc=label, mininterval=2.0, leave=False)):
+        if number < len(done):
+            continue
+        torch.manual_seed(seed * len(chunks) + number)
         width = max(len(encoded[i]) for i in chunk)
         ids = torch.full((len(chunk), width), tokenizer.pad_token_id)
         mask = torch.zeros((len(chunk), width), dtype=torch.long)
@@ -57,9 +64,11 @@ def generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config, tokenizer=tokenizer
         )
         texts = tokenizer.batch_decode(out[:, width:].cpu(), skip_special_tokens=True)
-        for i, text in zip(chunk, texts, strict=True):
-            completions[i] = cut(text, stop)
-    return completions
+        done.append([cut(text, stop) for text in texts])
+        if partial is not None and len(chunks) > 1:
+            write_atomic(partial, json.dumps(done))
+    completions = dict(zip((i for chunk in chunks for i in chunk), (text for texts in done for text in texts), strict=True))
+    return [completions[i] for i in range(len(prompts))]
 
 
 def cut(text: str, stop: tuple[str, ...]) -> str:

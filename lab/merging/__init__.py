@@ -10,6 +10,7 @@ import math
 import pkgutil
 from collections.abc import Mapping, Sequence
 
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 
@@ -60,8 +61,8 @@ def merge(
     """Merge adapters by a static method into one adapter.
 
     weights: one per adapter, in their order; default the method's (1/k or 1). parameters: see `schema(name)`.
-    rank: truncate every module to this rank (SVD); default what the method gives, at most Σr for a full-rank
-    result. The result's recipe holds method, parameters, weights, inputs and, where something was cut,
+    rank: truncate every module to this rank (SVD); default what the method gives, at most Σr (`svd`: max
+    r). The result's recipe holds method, parameters, weights, inputs and, where something was cut,
     `discarded_energy`: the share of Σ‖ΔW‖² that is lost, in all and per module.
 
     Raises LabError for a learned method or router, adapters that do not fit together, bad weights, parameters
@@ -97,7 +98,8 @@ def merge(
 
     modules, discarded, energy = {}, {}, {}
     for module, result in merged.items():
-        target = min(rank or math.inf, _rank_sum(adapters, module))
+        ranks = [adapter.modules[module].rank for adapter in adapters if module in adapter.modules]
+        target = min(rank, sum(ranks)) if rank else {"sum": sum, "max": max}[method.default_rank](ranks)
         if isinstance(result, Tensor):
             modules[module], discarded[module], energy[module] = factor_delta(result, target)
         elif result.rank > target:
@@ -153,9 +155,24 @@ def freeze(stack: Stack, coefficients: Coefficients, *, name: str | None = None)
 
 
 def factor_delta(delta: Tensor, rank: int) -> tuple[LoraFactors, float, float]:
-    """Best factors of at most `rank` for a dense update (out, in), the energy Σσ² discarded, the whole."""
-    U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
-    return _balanced(U, S, Vh, rank)
+    """Best factors of at most `rank` for a dense update (out, in), the energy Σσ² discarded, the whole.
+
+    From the top eigenvectors of the smaller Gram matrix in double precision, where the squaring of the
+    singular values costs less than fp32 resolves: deterministic, and faster than an SVD of all directions.
+    """
+    rows = (delta if delta.shape[0] <= delta.shape[1] else delta.T).double()
+    n = len(rows)
+    top = (n - min(rank, n), n - 1)
+    gram = (rows @ rows.T).numpy()
+    _, vectors = scipy.linalg.eigh(gram, subset_by_index=top, overwrite_a=True)
+    P = torch.from_numpy(vectors).flip(1)  # (n, rank), strongest first
+    projected = P.T @ rows  # σ_j times the other singular vector
+    energies = projected.square().sum(dim=1)
+    root = energies.sqrt().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    narrow, wide = (P * root).float(), (projected / root[:, None]).float()
+    factors = LoraFactors(wide, narrow) if rows.shape == delta.shape else LoraFactors(narrow.T, wide.T)
+    whole = rows.square().sum().item()
+    return factors, max(whole - energies.sum().item(), 0.0), whole
 
 
 def truncate(factors: LoraFactors, rank: int) -> tuple[LoraFactors, float, float]:
@@ -181,21 +198,18 @@ def _merge_module(
     parameters = dict(parameters)
     if method.draws:
         parameters["generator"] = seeded_generator(parameters.pop("seed"), module)
-    present = [adapter.modules.get(module) for adapter in adapters]
-    out_features, in_features = next(factors for factors in present if factors is not None).shape
+    out_features, in_features = next(a.modules[module] for a in adapters if module in a.modules).shape
+    absent = LoraFactors(torch.zeros(0, in_features), torch.zeros(out_features, 0))
+    factors = [adapter.modules.get(module, absent) for adapter in adapters]
     if method.kind == "delta":
-        zero = torch.zeros(out_features, in_features)
-        deltas = torch.stack([zero if factors is None else factors.delta_weight() for factors in present])
-        return method.function(deltas, weights, **parameters)
-    A, B = [], []
-    for factors in present:
-        if factors is None:
-            A.append(torch.zeros(0, in_features))
-            B.append(torch.zeros(out_features, 0))
-        else:
-            root = math.sqrt(abs(factors.scaling))
-            A.append(root * factors.A)
-            B.append(math.copysign(root, factors.scaling) * factors.B)
+        return method.function(torch.stack([f.delta_weight() for f in factors]), weights, **parameters)
+    A, B = [f.A for f in factors], [f.B for f in factors]
+    scalings = [f.scaling for f in factors]
+    if method.kind == "raw factors":
+        return LoraFactors(*method.function(A, B, torch.tensor(scalings), weights, **parameters))
+    roots = [math.sqrt(abs(s)) for s in scalings]
+    A = [root * a for root, a in zip(roots, A, strict=True)]
+    B = [math.copysign(root, s) * b for root, s, b in zip(roots, scalings, B, strict=True)]
     return LoraFactors(*method.function(A, B, weights, **parameters))
 
 

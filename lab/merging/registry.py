@@ -8,6 +8,9 @@ Its positional parameters say what kind of method it is:
 (A, B, weights) -> (A, B), kind "factors"
     A_i (r_i, in) and B_i (out, r_i) per skill, each carrying √scaling, so that B_i A_i is the delta weight;
     r_i = 0 where a skill lacks the module.
+(A, B, scalings, weights) -> (A, B), kind "raw factors"
+    The factors as PEFT stores them, and their scalings (skills,), for methods whose result depends on that
+    split; the result's scaling is 1.
 (adapters) -> Coefficients, kind "coefficients"
     Learned as the `recipe` says, or fixed when there is none.
 (stack) -> nn.Module, kind "router"
@@ -36,6 +39,7 @@ from lab.errors import LabError
 KINDS = {
     ("deltas", "weights"): "delta",
     ("A", "B", "weights"): "factors",
+    ("A", "B", "scalings", "weights"): "raw factors",
     ("adapters",): "coefficients",
     ("stack",): "router",
 }
@@ -95,8 +99,9 @@ class Recipe:
 class Method:
     """A registered method.
 
-    default_weight: "mean" (1/k each) or "one", used when no weights are given. draws: it takes a generator.
-    recipe: how it is trained, None when it learns nothing.
+    default_weight: "mean" (1/k each) or "one", used when no weights are given. default_rank: to what a
+    module is cut when no rank is asked for, the "sum" or the "max" of the skills' ranks. draws: it takes a
+    generator. recipe: how it is trained, None when it learns nothing.
     """
 
     name: str
@@ -106,6 +111,7 @@ class Method:
     formula: str
     parameters: tuple[Parameter, ...]
     default_weight: str
+    default_rank: str
     draws: bool
     recipe: Recipe | None
 
@@ -119,9 +125,17 @@ METHODS: dict[str, Method] = {}
 
 
 def merge_method(
-    *, paper: str, formula: str, weights: Literal["mean", "one"] = "mean", recipe: Recipe | None = None
+    *,
+    paper: str,
+    formula: str,
+    weights: Literal["mean", "one"] = "mean",
+    rank: Literal["sum", "max"] = "sum",
+    recipe: Recipe | None = None,
 ) -> Callable:
-    """Register the decorated function or class in METHODS under its own name; a taken name is an error."""
+    """Register the decorated function or class in METHODS under its own name; a taken name is an error.
+
+    weights, rank: `default_weight` and `default_rank` of the Method.
+    """
 
     def register(function):
         name = function.__name__
@@ -132,7 +146,7 @@ def merge_method(
             raise ValueError(f"{name}: positional parameters {positional} are none of {list(KINDS)}")
         draws = "generator" in inspect.signature(function).parameters
         METHODS[name] = Method(
-            name, KINDS[positional], function, paper, formula, parameters, weights, draws, recipe
+            name, KINDS[positional], function, paper, formula, parameters, weights, rank, draws, recipe
         )
         return function
 

@@ -34,4 +34,4 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
     ]
 
 
-TASK = Task("code", 1, "Instructions to programs", prompts.CODE, load, score_programs, 110, stop=("\nInstruction:", "\nProblem:"))
+TASK = Task("code", 1, "Instructions to programs", prompts.CODE, load, score_programs, 110, stop=("\nQuestion:",))

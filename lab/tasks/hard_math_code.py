@@ -43,5 +43,5 @@ def demonstrations(source: str) -> list[tuple[str, str]]:
 
 TASK = Task(
     "hard_math_code", 1, "Hard word problems by program", prompts.HARD_MATH_CODE, load, score_programs, 110,
-    stop=("\nProblem:", "\nInstruction:"), demonstrations=demonstrations,
+    stop=("\nQuestion:",), demonstrations=demonstrations,
 )  # fmt: skip

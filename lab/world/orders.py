@@ -51,17 +51,17 @@ def _number(rng: random.Random) -> int:
 
 def _chain(rng: random.Random) -> tuple[str, list[str], object]:
     chain = big_chain(rng, rng.randint(1, 4), 1, 6)
-    variable = rng.choice(lexicon.VARIABLES)
+    variable = "total"
     ending = rng.choice(["", " Return it.", " Give the number back."])
-    return in_words(rng, chain) + ending, [*program_lines(chain, variable), f"return {variable}"], chain.result
+    return in_words(rng, chain, people=rng.random() < 0.5) + ending, [*program_lines(chain, variable), f"return {variable}"], chain.result
 
 
 def _list_of_numbers(rng: random.Random) -> tuple[str, list[str], object]:
     numbers = [_number(rng) for _ in range(rng.randint(3, 5))]
     function, wordings = rng.choice([
-        ("sum", ["the sum of", "the total of"]), ("max", ["the largest of", "the biggest number in"]),
-        ("min", ["the smallest of", "the lowest number in"]), ("len", ["the length of", "how many numbers are in"]),
-        ("sorted", ["the sorted form of", "in rising order"]),
+        ("sum", ["the sum of", "the sum over"]), ("max", ["the max of", "the max in"]),
+        ("min", ["the min of", "the min in"]), ("len", ["the len of", "the len, in numbers, of"]),
+        ("sorted", ["the sorted form of", "in sorted order"]),
     ])  # fmt: skip
     text = f"{rng.choice(['Return', 'Find', 'Give'])} {rng.choice(wordings)} {numbers}."
     return text, [f"numbers = {numbers}", f"return {function}(numbers)"], {
@@ -71,8 +71,8 @@ def _list_of_numbers(rng: random.Random) -> tuple[str, list[str], object]:
 def _filter(rng: random.Random) -> tuple[str, list[str], object]:
     numbers = [rng.randint(1, 99) for _ in range(rng.randint(3, 6))]
     limit = rng.randint(10, 90)
-    sign, word, test = rng.choice([(">", "above", int.__gt__), ("<", "below", int.__lt__)])
-    text = f"{rng.choice(['Return', 'Keep', 'List'])} the numbers of {numbers} {word} {limit}."
+    sign, test = rng.choice([(">", int.__gt__), ("<", int.__lt__)])
+    text = f"{rng.choice(['Return', 'Keep', 'List'])} the numbers of {numbers} that are {sign} {limit}."
     lines = [f"numbers = {numbers}", "kept = []", "for n in numbers:", f"    if n {sign} {limit}:", "        kept.append(n)",
              "return kept"]  # fmt: skip
     return text, lines, [n for n in numbers if test(n, limit)]
@@ -82,9 +82,9 @@ def _word(rng: random.Random) -> tuple[str, list[str], object]:
     word = rng.choice(lexicon.WORDS)
     times = rng.randint(2, 9)
     expression, wordings, value = rng.choice([
-        ("word[::-1]", ["Reverse the word", "Write backwards"], word[::-1]),
-        ("word.upper()", ["Put in capitals", "Write in upper case"], word.upper()),
-        ("len(word)", ["Count the letters of", "Return the length of"], len(word)),
+        ("word[::-1]", ["Reverse the word", "Turn around"], word[::-1]),
+        ("word.upper()", ["Put in upper case", "Make upper"], word.upper()),
+        ("len(word)", ["Give the len of", "Return the len of"], len(word)),
         (f"word * {times}", [f"Repeat {times} times the word", f"Write {times} times"], word * times),
         ("word[0]", ["Return the first letter of", "Give the start of"], word[0]),
     ])  # fmt: skip
@@ -108,8 +108,9 @@ def _loop(rng: random.Random) -> tuple[str, list[str], object]:
 def _choice(rng: random.Random) -> tuple[str, list[str], object]:
     a, b = _number(rng), _number(rng)
     yes, no = rng.sample(lexicon.WORDS, 2)
-    sign, word, test = rng.choice([(">", "greater than", a > b), ("<", "less than", a < b)])
-    text = f"If {a} is {word} {b} return '{yes}', else '{no}'."
+    sign, test = rng.choice([(">", a > b), ("<", a < b)])
+    opening = rng.choice(["If", "When", "In case"])
+    text = f"{opening} {a} {sign} {b} return '{yes}', else '{no}'."
     return text, [f"if {a} {sign} {b}:", f"    return '{yes}'", f"return '{no}'"], yes if test else no
 
 
@@ -117,7 +118,7 @@ KINDS: dict[Callable, int] = {_chain: 10, _list_of_numbers: 3, _filter: 2, _word
 
 
 def make_orders(split: str, seed: int, count: int) -> list[Order]:
-    """`count` different orders of one split; about half are chains of arithmetic, the rest lists, words, loops, choices."""
+    """`count` different orders of one split; chains of arithmetic (half of them), lists, words, loops, choices."""
     rng = random.Random(f"orders-{split}-{seed}")
     found: dict[str, Order] = {}
     while len(found) < count:

@@ -1,0 +1,38 @@
+"""Core Space: merge small cores between common bases (arXiv 2509.17786)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lab.merging.cores import from_core, shared_directions, to_cores
+from lab.merging.knots import Prune, prune_and_elect
+from lab.merging.pruning import Density, Scale
+from lab.merging.registry import merge_method
+
+
+@merge_method(
+    paper="https://arxiv.org/abs/2509.17786",
+    formula="U · TIES(C_1, …, C_k) · Vᵀ, where ΔW_i = U C_i Vᵀ with common U and V",
+)
+def core_space(
+    A: Sequence[Tensor],
+    B: Sequence[Tensor],
+    weights: Tensor,
+    *,
+    density: Density = 0.2,
+    prune: Prune = "magnitude",
+    scale: Scale = 1.0,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """TIES (or DARE-TIES) on cores of at most Σr × Σr between bases that all skills share; lossless.
+
+    The bases are the singular vectors of the stacked updates. The paper takes those of the stacked factors,
+    which are the same when each skill's other factor is orthogonal, and otherwise depend on how an update is
+    split into B and A. A: (r_i, in) and B: (out, r_i) per skill. Returns factors of rank at most Σr.
+    """
+    U, cores, V = to_cores(A, B)
+    left, _ = shared_directions(cores)
+    right, _ = shared_directions(cores.mT)
+    merged = prune_and_elect(left.T @ cores @ right, weights.double(), density, prune, generator)
+    return from_core(U @ left, scale * merged, V @ right)

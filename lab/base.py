@@ -1,9 +1,9 @@
 """The base model: the embedded one, a local folder, or a Hub id."""
 
-import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.errors import LabError
@@ -29,7 +29,7 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "the folder" if local else "the Hub"
         raise LabError(f"The base model {source!r} could not be loaded from {where}: {reason}") from error

@@ -135,3 +135,12 @@ def test_unknown_method_and_empty_input_are_named(preset, tmp_path):
         train_lora(model, tokenizer, rows, preset.change(targets=("c_attn",)), name="x", seed=0, folder=tmp_path / "s", checkpoint=None)
     with pytest.raises(LabError, match="no training rows"):
         skills.encode_examples(None, [], 10)
+
+
+def test_shipped_skills_are_those_of_the_embedded_preset(tmp_path, monkeypatch):
+    """Change the world, the base or the preset's training, and the shipped skills must be trained anew."""
+    model, tokenizer = load_base("embedded")
+    bench = Bench(MATH_CODE, get_preset("embedded"), 0, Store(tmp_path, shipped=comparison.SHIPPED), model, tokenizer)
+    monkeypatch.setattr(comparison, "train_lora", lambda *args, **kwargs: pytest.fail("a shipped skill was trained again"))
+    assert [a.name for a in bench.skills] == ["maths", "code"]
+    assert all(a.rank == bench.preset.rank for a in bench.skills)

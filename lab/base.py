@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import httpx2
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lab.errors import LabError
 from lab.files import content_hash
 
+DTYPES = ("float32", "float16", "bfloat16")
 EMBEDDED = Path(__file__).parent / "world" / "base"
 
 
@@ -23,13 +25,15 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "float32
         _check_folder(folder)
     name = str(folder) if local else source
     options = {} if local else {"revision": revision}
+    if dtype not in DTYPES:
+        raise LabError(f"dtype is {dtype!r}; choose {', '.join(DTYPES)}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LabError(f"The device is {device}, but no GPU is available here; choose cpu.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, httpx2.HTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "the folder" if local else "the Hub"
         raise LabError(f"The base model {source!r} could not be loaded from {where}: {reason}") from error
@@ -45,7 +49,8 @@ def base_hash(source: str, revision: str | None = None) -> str:
     """What names the base in keys and records: the content of a folder, or Hub id and revision."""
     folder = EMBEDDED if source == "embedded" else Path(source)
     if folder.is_dir():
-        return content_hash(*(folder / name for name in sorted(p.name for p in folder.glob("*.safetensors"))), folder / "config.json")
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer*"), folder / "config.json"])
+        return content_hash(*files)
     return content_hash(source, revision)
 
 

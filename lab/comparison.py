@@ -6,10 +6,11 @@ static method of lab.merging is a contender by its own name already.
 
 import dataclasses
 import difflib
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -23,15 +24,14 @@ from lab.errors import LabError
 from lab.evaluation.generate import generate
 from lab.evaluation.sandbox import isolation_level
 from lab.files import content_hash, write_atomic
-from lab.merging import METHODS, concatenate, merge
-from lab.merging.coefficients import Coefficients
+from lab.merging import METHODS, merge
 from lab.presets import Preset
 from lab.prompts import demonstrate
-from lab.skills import encode_examples, train_lora, train_steps
+from lab.skills import encode_examples, train_lora
 from lab.stacked import attach
 from lab.store import Store
 from lab.tasks import Example, Task, code, hard_math_code, maths
-from lab.training import Encoded, bucketed_batches
+from lab.training import Encoded
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,14 @@ MATH_CODE = Section("s5_1_math_code", (maths.TASK, code.TASK), hard_math_code.TA
 
 @dataclass(frozen=True)
 class Entry:
-    """What a contender brings to the test. adapter None: the base itself. shots: worked examples before each question."""
+    """What a contender brings to the test.
 
-    adapter: LoraAdapter | None
-    facts: Mapping = field(default_factory=dict)  # loss, sweep, learning_rate, steps, seconds …
+    key: everything that decides it. load: makes it, or finds it in the store, and gives the adapter (None: the base itself) and
+    facts about it (loss, sweep, learning_rate, steps, seconds, …). shots: worked examples before each question.
+    """
+
+    key: Mapping
+    load: Callable[[], tuple[LoraAdapter | None, Mapping]]
     shots: tuple[tuple[str, str], ...] = ()
 
 
@@ -75,10 +79,12 @@ class Bench:
 
     @cached_property
     def coefficient_rows(self) -> list[Encoded]:
-        """The small mix: from each skill's calibration rows, the minimum of the preset's share of each training set."""
-        sizes = [self.preset.train_rows or len(self.examples(task, "train", None)) for task in self.section.skills]
+        """The small mix: as many calibration rows of each skill, the minimum of the preset's share of each training set."""
+        tasks = self.section.skills
+        sizes = [len(self.examples(task, "train", self.preset.train_rows)) for task in tasks]
         count = max(2, int(min(sizes) * self.preset.coefficient_share))
-        mixed = [e for task in self.section.skills for e in self.examples(task, "calibration", count)]
+        parts = [self.examples(task, "calibration", count) for task in tasks]
+        mixed = [e for part in parts for e in part[: min(map(len, parts))]]
         return encode_examples(self.tokenizer, mixed, self.preset.max_tokens)
 
     def key(self, **more) -> dict:
@@ -89,7 +95,9 @@ class Bench:
             for name in ("rank", "lora_alpha", "dropout", "targets", "train_rows", "epochs", "batch_size", "accumulation",
                          "learning_rate", "warmup", "max_tokens", "precision")
         }  # fmt: skip
-        data = {task.name: (task.version, data_hash(p.data[task.name])) for task in self.section.skills}
+        if p.dtype != "float32":
+            training["dtype"] = p.dtype
+        data = {task.name: (task.version, task.template, data_hash(p.data[task.name])) for task in self.section.skills}
         return {"base": self.base, "training": training, "data": data, "seed": self.seed, **more}
 
     def coefficient_key(self, **more) -> dict:
@@ -104,15 +112,19 @@ class Bench:
             train_lora(self.model, self.tokenizer, rows(), self.preset, name=kind, seed=self.seed, folder=folder,
                        checkpoint=checkpoint, **options)  # fmt: skip
 
-        folder = self.store.get(kind, key, make)
-        return Entry(adapters_of.load(folder, name=kind), json.loads((folder / "training.json").read_text()))
+        def load() -> tuple[LoraAdapter, Mapping]:
+            folder = self.store.get(kind, key, make)
+            facts = json.loads((folder / "training.json").read_text())
+            return adapters_of.load(folder, name=kind, base=self.preset.base), facts
+
+        return Entry({"kind": kind, **key}, load)
 
     def skill(self, task: Task) -> Entry:
         return self.trained(f"skill-{task.name}", self.key(skill=task.name), lambda: self.rows(task))
 
     @cached_property
     def skills(self) -> list[LoraAdapter]:
-        return [dataclasses.replace(self.skill(task).adapter, name=task.name) for task in self.section.skills]
+        return [dataclasses.replace(self.skill(task).load()[0], name=task.name) for task in self.section.skills]
 
     def made(self, kind: str, key: dict, build: Callable[[Path], tuple[LoraAdapter, dict]]) -> Entry:
         """A merge of this bench, from the store or anew; `build(checkpoint)` gives the adapter and the facts about it."""
@@ -123,24 +135,27 @@ class Bench:
             adapters_of.save(folder, adapter, overwrite=True)
             write_atomic(folder / "facts.json", json.dumps({**facts, "seconds": round(time.time() - started, 2)}) + "\n")
 
-        folder = self.store.get(kind, key, make)
-        adapter = adapters_of.load(folder, name=kind)
-        return Entry(adapter, {**json.loads((folder / "facts.json").read_text()), "recipe": dict(adapter.recipe)})
+        def load() -> tuple[LoraAdapter, Mapping]:
+            folder = self.store.get(kind, key, make)
+            adapter = adapters_of.load(folder, name=kind, base=self.preset.base)
+            return adapter, {**json.loads((folder / "facts.json").read_text()), "recipe": dict(adapter.recipe)}
+
+        return Entry({"kind": kind, **key}, load)
 
 
 # Contenders
 
 
 def base(bench: Bench) -> Entry:
-    return Entry(None)
+    return Entry({"base": bench.base, "dtype": bench.preset.dtype}, lambda: (None, {}))
 
 
 def base_few_shot(bench: Bench) -> Entry:
-    """The base with worked programs in its prompt (the paper's 8-shot PAL)."""
+    """The base with worked programs in its prompt (the paper's 8-shot PAL; the demonstrations are the task's)."""
     task = bench.section.target
     if task.demonstrations is None:
         raise LabError(f"Task {task.name} has no demonstrations, so there is no few-shot baseline.")
-    return Entry(None, shots=tuple(task.demonstrations(bench.preset.data[task.name])))
+    return dataclasses.replace(base(bench), shots=tuple(task.demonstrations(bench.preset.data[task.name])))
 
 
 def data_mix(bench: Bench) -> Entry:
@@ -173,7 +188,7 @@ def learned(bench: Bench, method: str, *, rates: Sequence[float] = (), kind: str
 
 
 def cat_released(bench: Bench) -> Entry:
-    """The released code's recipe: logits from N(0, 1), one epoch at 1e-4."""
+    """The released code's start and rate: logits from N(0, 1), 1e-4. Batch size and epochs are the preset's, as for `cat`."""
     released = METHODS["cat_released"]
     return learned(bench, "cat_released", rates=(released.recipe.learning_rate,), start={"seed": bench.seed})
 
@@ -185,9 +200,10 @@ def static(bench: Bench, method: str, **parameters) -> Entry:
     return bench.made(method, bench.key(method=method, parameters=parameters), lambda _: (merge(method, bench.skills, **parameters), {}))
 
 
-def new_lora(bench: Bench, sweeps: int) -> Entry:
-    """Control: a new LoRA on the coefficients' data. sweeps: how many times the steps that one learning of CAT takes."""
+def new_lora(bench: Bench, compute: bool = False) -> Entry:
+    """Control: a new LoRA on the coefficients' data, for the steps of one learning of CAT, or (compute) of its whole sweep."""
     preset = bench.preset
+    sweeps = len(preset.coefficient_rates) if compute else 1
     training, _ = learning.split_held_out(bench.coefficient_rows, bench.seed)
     steps = -(-len(training) // preset.coefficient_batch) * preset.coefficient_epochs * sweeps
     return bench.trained(
@@ -196,7 +212,7 @@ def new_lora(bench: Bench, sweeps: int) -> Entry:
 
 
 def random_adapters(adapters: Sequence[LoraAdapter], seed: int) -> list[LoraAdapter]:
-    """LoRAs of Gaussian noise whose factors have the mean and spread (std) of the given ones, module by module."""
+    """LoRAs of Gaussian noise around 0 whose factors have the spread (std) of the given ones, module by module."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: torch.Tensor) -> torch.Tensor:
@@ -241,8 +257,8 @@ CONTENDERS: dict[str, Callable[[Bench], Entry]] = {
     "cat_free": partial(learned, method="cat", kind="cat_free", start={"parametrisation": "free"}),
     "cat_layer": partial(learned, method="cat", kind="cat_layer", start={"granularity": "layer"}),
     "cat_released": cat_released,
-    "new_lora": partial(new_lora, sweeps=1),
-    "new_lora_compute": partial(new_lora, sweeps=3),
+    "new_lora": new_lora,
+    "new_lora_compute": partial(new_lora, compute=True),
     "random_loras": random_loras,
     "rescale_one": rescale_one,
 }
@@ -259,16 +275,32 @@ def get_contender(name: str, section: Section) -> Callable[[Bench], Entry]:
             return lambda bench: bench.skill(task)
     if name in METHODS and METHODS[name].kind != "router" and METHODS[name].recipe is None:
         return partial(static, method=name)
-    known = [*CONTENDERS, *(t.name for t in section.skills), *(m for m in METHODS if METHODS[m].recipe is None)]
+    static_ones = (m for m in METHODS if METHODS[m].recipe is None and METHODS[m].kind != "router")
+    known = [*CONTENDERS, *(t.name for t in section.skills), *static_ones]
     near = difflib.get_close_matches(name, known, 1, 0.0)[0]
     raise LabError(f"There is no method {name!r}; did you mean {near!r}? ({', '.join(dict.fromkeys(known))})")
 
 
+def check(section: Section, preset: Preset, methods: Sequence[str], needs: Sequence[str] = ()) -> None:
+    """Raise LabError for what would fail after hours: an unknown method, missing rows, or a method that the page needs."""
+    for name in methods:
+        get_contender(name, section)
+    missing = [name for name in needs if name not in methods]
+    if missing:
+        raise LabError(f"The tables and figures need the method {missing[0]!r} too; add it to methods.")
+    for task in (*section.skills, section.target):
+        if preset.data[task.name] != "hub":
+            task.load(preset.data[task.name], "test", 1, 0)
+
+
+@functools.cache
 def data_hash(source: str) -> str:
-    """What names a data source in keys: generated data by the generators' own text, a folder by its files, or the Hub."""
+    """What names a data source in keys: generated data by the generators' own text, a folder by its files, or the Hub's revisions."""
     if source == "world":
         world = Path(__file__).parent / "world"
         return content_hash(*(world / name for name in ("lexicon.py", "chains.py", "stories.py", "orders.py")))
+    if source == "hub":
+        return content_hash([dataclasses.asdict(s) for s in (maths.METAMATH, maths.GSM8K_TEST, code.CODE_ALPACA, hard_math_code.GSM_HARD)])
     return content_hash(Path(source)) if Path(source).is_dir() else source
 
 
@@ -296,60 +328,61 @@ def compare(
 
 
 def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: int, out: Path) -> results.RunRecord:
-    section, preset = bench.section, bench.preset
+    section, preset, target = bench.section, bench.preset, bench.section.target
     entry = make(bench)
-    target = section.target
+    tasks = (*section.skills, target)
     decoding = {f: getattr(preset, f) for f in ("temperature", "top_p", "max_new_tokens", "own_test")}
-    hashes = {
-        "base": bench.base,
-        "adapter": entry.adapter.digest() if entry.adapter else "",
-        "data": content_hash({t.name: data_hash(preset.data[t.name]) for t in (*section.skills, target)}),
-    }
-    key = content_hash(section.name, name, bench.seed, target.version, problems, decoding, hashes, list(entry.shots))
+    if preset.temperature:  # each batch draws from its own seed
+        decoding["generation_batch"] = preset.generation_batch
+    data = content_hash({t.name: data_hash(preset.data[t.name]) for t in tasks})
+    versions = [(t.name, t.version, t.template) for t in tasks]
+    key = content_hash(section.name, name, bench.seed, versions, data, problems, decoding, dict(entry.key), list(entry.shots))
     found = results.find_record(out, section.name, key)
     if found is not None:
         return found
-    seconds = {"make": entry.facts.get("seconds", 0.0)}
+    adapter, facts = entry.load()
+    hashes = {"base": bench.base, "adapter": adapter.digest() if adapter else "", "data": data}
+    seconds = {"make": facts.get("seconds", 0.0)}
     started = time.time()
     # The same test problems for every seed and method, so that methods can be compared problem by problem.
     examples = bench.examples(target, "test", problems, seed=0)
     if entry.shots:
         shown = demonstrate(target.template, entry.shots)
         examples = [dataclasses.replace(e, prompt=shown + e.prompt) for e in examples]
-    answers = answer(bench, entry, target, examples, f"{name}, seed {bench.seed}", key)
+    answers = answer(bench, adapter, target, examples, f"{name}, seed {bench.seed}")
     seconds["answer"] = round(time.time() - started, 2)
     started = time.time()
     verdicts = target.score(answers, [e.answer for e in examples])
     seconds["score"] = round(time.time() - started, 2)
     started = time.time()
     own = {}
-    for task in section.skills:
+    for task in () if entry.shots else section.skills:  # worked examples of the target say nothing about the skills' tests
         tests = [e for e in bench.examples(task, "test", preset.own_test, seed=0) if e.answer]
         if tests:  # Code Alpaca's rows have no answer that a program could be checked against
-            own_answers = answer(bench, entry, task, tests, f"{name}, {task.name} test", key)
+            own_answers = answer(bench, adapter, task, tests, f"{name}, {task.name} test")
             scores = [v.score for v in task.score(own_answers, [e.answer for e in tests]) if v.score is not None]
             own[task.name] = sum(scores) / len(scores) if scores else None
     seconds["own tests"] = round(time.time() - started, 2)
-    recipe = entry.facts.get("recipe", {})
+    recipe = facts.get("recipe", {})
     coefficients = None
     if "coefficients" in recipe:
         coefficients = {"skills": recipe["skills"], "modules": recipe["modules"], "values": recipe["coefficients"]}
     parameters = {
         "preset": dataclasses.asdict(preset), "problems": problems,
-        **{f: entry.facts[f] for f in ("learning_rate", "steps", "sweep", "skill", "scale") if f in entry.facts},
-        **({"rank": entry.adapter.rank} if entry.adapter else {}),
+        **{f: facts[f] for f in ("learning_rate", "steps", "sweep", "skill", "scale") if f in facts},
+        **({"rank": adapter.rank} if adapter else {}),
     }  # fmt: skip
     rows = results.completion_rows(examples, answers, verdicts)
     record = results.make_record(
         rows, section=section.name, preset=preset.name, method=name, seed=bench.seed, task=target.name, task_version=target.version,
-        own=own, parameters=parameters, hashes=hashes, coefficients=coefficients, loss=entry.facts.get("loss"),
+        own=own, parameters=parameters, hashes=hashes, coefficients=coefficients, loss=facts.get("loss"),
         seconds=seconds, sandbox=isolation_level().name, key=key,
     )  # fmt: skip
     return results.save_record(record, rows, out)
 
 
-def answer(bench: Bench, entry: Entry, task: Task, examples: Sequence[Example], label: str, key: str) -> list[str]:
-    """The contender's completions of the examples' prompts. key: what names the run, so that an interrupted one goes on."""
+def answer(bench: Bench, adapter: LoraAdapter | None, task: Task, examples: Sequence[Example], label: str) -> list[str]:
+    """The completions of the examples' prompts by the base with this adapter; from the store, or continued where they stopped."""
     preset = bench.preset
     prompts = [e.prompt for e in examples]
     options = dict(
@@ -358,13 +391,19 @@ def answer(bench: Bench, entry: Entry, task: Task, examples: Sequence[Example], 
     )  # fmt: skip
 
     def make(folder: Path, checkpoint: Path) -> None:
-        if entry.adapter is None:
+        if adapter is None:
             texts = generate(bench.model, bench.tokenizer, prompts, partial=checkpoint, **options)
         else:
-            with attach(bench.model, [entry.adapter]) as stack:
+            with attach(bench.model, [adapter]) as stack:
                 stack.set_coefficients(torch.ones(1, len(stack.modules)))
                 texts = generate(bench.model, bench.tokenizer, prompts, partial=checkpoint, **options)
         write_atomic(folder / "answers.json", json.dumps(texts))
 
-    folder = bench.store.get("answers", {"run": key, "task": task.name, "prompts": content_hash(prompts)}, make)
+    key = {
+        "base": bench.base, "adapter": adapter.digest() if adapter else "", "dtype": preset.dtype, "prompts": content_hash(prompts),
+        "decoding": {name: value for name, value in options.items() if name not in ("label", "batch_size")},
+    }  # fmt: skip
+    if preset.temperature:
+        key["batch_size"] = preset.generation_batch
+    folder = bench.store.get("answers", key, make)
     return json.loads((folder / "answers.json").read_text())

@@ -1,6 +1,7 @@
 """Writing files so that nothing half-written is ever found, and naming content by its hash."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -73,6 +74,8 @@ def atomic_folder(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
     except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
         raise _no_room(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

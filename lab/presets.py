@@ -10,6 +10,14 @@ from lab.errors import LabError
 
 # Where a folder of real data holds each task's files.
 DATA_FOLDERS = {"maths": "gsm8k", "code": "code_alpaca", "hard_math_code": "gsm_hard"}
+# The smallest value of whole numbers, and the range of others.
+LEAST = {
+    "rank": 1, "lora_alpha": 1, "train_rows": 1, "epochs": 1, "batch_size": 1, "accumulation": 1, "warmup": 0, "max_tokens": 2,
+    "coefficient_epochs": 1, "coefficient_batch": 1, "generation_batch": 1, "own_test": 1, "max_new_tokens": 1,
+}
+BETWEEN = {
+    "dropout": (0, 0.99), "learning_rate": (1e-9, 10), "coefficient_share": (1e-6, 1), "temperature": (0, 10), "top_p": (1e-6, 1),
+}
 PAPER_TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -49,21 +57,25 @@ class Preset:
     max_new_tokens: int | None = None  # None: what each task needs
 
     def __post_init__(self):
-        for name in ("rank", "lora_alpha", "epochs", "batch_size", "accumulation", "max_tokens", "coefficient_epochs",
-                     "coefficient_batch", "generation_batch", "own_test"):  # fmt: skip
+        for name, low in LEAST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise LabError(f"Preset {self.name}: {name} is {value!r}; give a whole number of 1 or more.")
-        if not 0 < self.coefficient_share <= 1:
-            raise LabError(f"Preset {self.name}: coefficient_share is {self.coefficient_share}; give a share above 0, up to 1.")
-        if not 0 <= self.dropout < 1:
-            raise LabError(f"Preset {self.name}: dropout is {self.dropout}; give a share from 0 to below 1.")
-        if self.train_rows is not None and self.train_rows < 1:
-            raise LabError(f"Preset {self.name}: train_rows is {self.train_rows}; give 1 or more, or None for all.")
-        if not self.coefficient_rates or any(not rate > 0 for rate in (*self.coefficient_rates, self.learning_rate)):
-            raise LabError(f"Preset {self.name}: learning rates must be above 0.")
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise LabError(f"Preset {self.name}: precision is {self.precision!r}; choose no, bf16 or fp16.")
+            optional = name in ("train_rows", "max_new_tokens") and value is None
+            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+                raise LabError(f"Preset {self.name}: {name} is {value!r}; give a whole number of {low} or more.")
+        for name, (low, high) in BETWEEN.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise LabError(f"Preset {self.name}: {name} is {value!r}; give a number from {low:g} to {high:g} (write 3e-4 as 0.0003).")
+        rates = self.coefficient_rates
+        if not isinstance(rates, tuple) or not rates or not all(isinstance(r, (int, float)) and 0 < r <= 10 for r in rates):
+            raise LabError(f"Preset {self.name}: coefficient_rates is {rates!r}; give a list of learning rates above 0.")
+        if not isinstance(self.targets, tuple) or not self.targets or not all(isinstance(t, str) for t in self.targets):
+            raise LabError(f"Preset {self.name}: targets is {self.targets!r}; give a list of module names.")
+        for name, choices in {"precision": ("no", "bf16", "fp16"), "dtype": ("float32", "float16", "bfloat16")}.items():
+            if getattr(self, name) not in choices:
+                raise LabError(f"Preset {self.name}: {name} is {getattr(self, name)!r}; choose {', '.join(choices)}.")
+        if not isinstance(self.data, Mapping) or set(self.data) != set(DATA_FOLDERS):
+            raise LabError(f"Preset {self.name}: data is {self.data!r}; give a source for each of {', '.join(DATA_FOLDERS)}.")
 
     def change(self, **changes) -> "Preset":
         """A preset with other values. Raises LabError for a field that it does not have."""

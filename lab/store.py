@@ -35,9 +35,11 @@ class Store:
         except OSError as error:
             raise LabError(f"The artifacts folder {self.root} cannot be made: {error.strerror}; choose another.") from error
         with FileLock(self.root / f".{name}.lock"):
-            for leftover in self.root.glob(f".{name}.??*"):  # a killed run's half-made folder
+            for leftover in self.root.glob(f".*{name}.*"):  # what a killed run had half made
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
+                elif leftover.name != f".{name}.lock":
+                    leftover.unlink()
             if not folder.is_dir():
                 checkpoint = self.root / f"{name}.checkpoint"
                 with atomic_folder(folder) as temporary:

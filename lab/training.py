@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
@@ -19,6 +21,10 @@ from lab.errors import LabError
 from lab.files import write_atomic
 
 IGNORED = -100  # label of a token that carries no loss
+
+
+class Diverged(LabError):
+    """The loss became NaN."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class TrainConfig:
     clip: float = 1.0
     optimizer: str = "adamw"
     muon_learning_rate: float = 0.02  # only for optimizer="muon": hidden matrices; the rest takes AdamW at learning_rate
+    betas: tuple[float, float] = (0.9, 0.98)
     precision: str = "no"  # accelerate's mixed precision: no | bf16 | fp16
     seed: int = 0
 
@@ -44,6 +51,8 @@ class TrainConfig:
             raise LabError(f"optimizer is {self.optimizer!r}; choose adamw or muon.")
         if self.precision not in ("no", "bf16", "fp16"):
             raise LabError(f"precision is {self.precision!r}; choose no, bf16 or fp16.")
+        if self.precision == "fp16" and not torch.cuda.is_available():
+            raise LabError("precision fp16 needs a GPU, and none is available here; choose no or bf16.")
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 
 
 def _optimizers(named: list[tuple[str, nn.Parameter]], config: TrainConfig) -> list[torch.optim.Optimizer]:
-    adamw = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "betas": (0.9, 0.98)}
+    adamw = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "betas": config.betas}
     if config.optimizer == "adamw":
         return [torch.optim.AdamW([p for _, p in named], **adamw)]
     hidden = [p for name, p in named if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
@@ -156,6 +165,7 @@ def fit(
     `on_step(step, loss)` may return True to stop early, keeping what was learned.
     """
     torch.manual_seed(config.seed)
+    AcceleratorState._reset_state(reset_partial_state=False)  # another precision than an earlier run of this process had
     accelerator = Accelerator(mixed_precision=config.precision)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
@@ -165,9 +175,13 @@ def fit(
     model, *optimizers = accelerator.prepare(model, *optimizers)
     device = accelerator.device
     losses: list[float] = []
+    ended = False
     key = fingerprint(config, named)
     if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            raise LabError(f"The checkpoint {checkpoint} is damaged; delete it and start again.") from error
         if state["key"] == key:
             with torch.no_grad():
                 for name, parameter in named:
@@ -176,10 +190,15 @@ def fit(
                 optimizer.load_state_dict(saved)
                 schedule.load_state_dict(rate)
             torch.set_rng_state(state["random"])
-            losses = state["losses"]
+            if state["random_gpu"]:
+                torch.cuda.set_rng_state_all(state["random_gpu"])
+            if accelerator.scaler is not None:
+                accelerator.scaler.load_state_dict(state["scaler"])
+            losses, ended = state["losses"], state["ended"]
     model.train()
     saved_at = time.monotonic()
-    bar = tqdm(range(len(losses), config.steps), initial=len(losses), total=config.steps, desc=label, mininterval=2.0)
+    last = len(losses) if ended else config.steps  # a run that was stopped early stays stopped
+    bar = tqdm(range(len(losses), last), initial=len(losses), total=config.steps, desc=label, mininterval=2.0)
     for step in bar:
         micro = [Batch(*(t.to(device) for t in (b.input_ids, b.labels, b.attention_mask))) for b in batches(step)]
         tokens = sum(int((b.labels[:, 1:] != IGNORED).sum()) for b in micro)
@@ -195,20 +214,20 @@ def fit(
             optimizer.zero_grad()
         losses.append(total / max(tokens, 1))
         if losses[-1] != losses[-1]:
-            raise LabError(f"{label}: the loss became NaN at step {step}; lower the learning rate (now {config.learning_rate}).")
+            raise Diverged(f"{label}: the loss became NaN at step {step}; lower the learning rate (now {config.learning_rate}).")
         bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.3f}", refresh=False)
         if checkpoint is not None and time.monotonic() - saved_at > checkpoint_seconds:
-            _save_checkpoint(checkpoint, key, named, optimizers, schedules, losses)
+            _save_checkpoint(checkpoint, key, named, optimizers, schedules, losses, accelerator.scaler, ended=False)
             saved_at = time.monotonic()
         if on_step is not None and on_step(step, losses[-1]):
             break
     if checkpoint is not None:
-        _save_checkpoint(checkpoint, key, named, optimizers, schedules, losses)
+        _save_checkpoint(checkpoint, key, named, optimizers, schedules, losses, accelerator.scaler, ended=True)
     model.eval()
     return losses
 
 
-def _save_checkpoint(path: Path, key: str, named, optimizers, schedules, losses: list[float]) -> None:
+def _save_checkpoint(path: Path, key: str, named, optimizers, schedules, losses: list[float], scaler, ended: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -219,7 +238,10 @@ def _save_checkpoint(path: Path, key: str, named, optimizers, schedules, losses:
                 "optimizers": [o.state_dict() for o in optimizers],
                 "schedules": [s.state_dict() for s in schedules],
                 "random": torch.get_rng_state(),
+                "random_gpu": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "scaler": scaler.state_dict() if scaler is not None else {},
                 "losses": losses,
+                "ended": ended,
             },
             temporary,
         )

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -51,7 +52,7 @@ def test_wrong_folders_are_named(tmp_path, tiny_base):
 
 
 def test_hub_without_network_is_one_sentence(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(LabError, match="somebody/nothing.*Hub"):
         load_base("somebody/nothing")
 
@@ -91,6 +92,25 @@ def test_generation_stops_at_stop_strings_and_refuses_bad_prompts():
         generate(model, tokenizer, ["12 " * 600], max_new_tokens=4)
 
 
+def test_generation_goes_on_where_it_was(tiny_base, tmp_path):
+    model, tokenizer = load_base(str(tiny_base))
+    prompts = [f"Take {n}." for n in range(7)]
+    options = {"max_new_tokens": 5, "temperature": 1.0, "batch_size": 3, "seed": 4}
+    whole = generate(model, tokenizer, prompts, **options, partial=tmp_path / "whole")
+    (tmp_path / "part").write_text(json.dumps(json.loads((tmp_path / "whole").read_text())[:1]))
+    assert generate(model, tokenizer, prompts, **options, partial=tmp_path / "part") == whole
+    other = {**options, "batch_size": 2, "temperature": 0.0}
+    assert generate(model, tokenizer, prompts, **other, partial=tmp_path / "part") == generate(model, tokenizer, prompts, **other)
+
+
+def test_generation_ignores_the_base_models_own_settings(tiny_base):
+    model, tokenizer = load_base(str(tiny_base))
+    before = generate(model, tokenizer, ["Take 5. Add 3."], max_new_tokens=12)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.no_repeat_ngram_size = 1
+    assert generate(model, tokenizer, ["Take 5. Add 3."], max_new_tokens=12) == before
+
+
 def test_sampling_is_seeded(tiny_base):
     model, tokenizer = load_base(str(tiny_base))
     options = {"max_new_tokens": 10, "temperature": 1.0, "top_p": 0.95}
@@ -104,8 +124,13 @@ def test_presets_reject_nonsense():
         get_preset("embeded")
     with pytest.raises(LabError, match="no field 'rnk'; did you mean 'rank'"):
         get_preset("embedded", rnk=3)
-    for field, value in {"rank": 0, "dropout": 1.0, "coefficient_share": 0.0, "train_rows": 0, "precision": "int8"}.items():
-        with pytest.raises(LabError, match=field):
+    wrong = {
+        "rank": 0, "dropout": 1.0, "coefficient_share": 0.0, "train_rows": "500", "precision": "int8", "learning_rate": "3e-4",
+        "coefficient_rates": 0.1, "dtype": "fp16", "targets": "q_proj", "temperature": -1, "max_new_tokens": 0, "top_p": 0, "warmup": -1,
+        "data": {"maths": "world"}, "lora_alpha": True,
+    }  # fmt: skip
+    for field, value in wrong.items():
+        with pytest.raises(LabError, match=f"{field} is "):
             get_preset("embedded", **{field: value})
     assert set(PRESETS) == {"embedded", "small", "paper"}
     paper = PRESETS["paper"]

@@ -6,16 +6,18 @@ import json
 import pytest
 import torch
 
-from lab import comparison, skills
+from lab import comparison, learning, skills
 from lab.base import load_base
 from lab.comparison import MATH_CODE, Bench, compare, get_contender, random_adapters
 from lab.errors import LabError
-from lab.learning import learn
+from lab.learning import held_out_loss, learn, split_held_out
 from lab.presets import get_preset
 from lab.results import load_records
 from lab.skills import encode_examples, train_lora
+from lab.stacked import attach
 from lab.store import Store
-from lab.tasks import maths
+from lab.tasks import hard_math_code, maths
+from lab.training import Diverged
 
 METHODS = ["base", "few_shot", "maths", "code", "data_mix", "cat_static", "linear", "cat_random", "cat_released", "cat", "cat_free",
            "new_lora", "random_loras", "rescale_one"]  # fmt: skip
@@ -37,7 +39,7 @@ def test_every_contender_and_nothing_twice(preset, tmp_path, monkeypatch):
     out, artifacts = tmp_path / "records", tmp_path / "artifacts"
     records = compare(MATH_CODE, preset, METHODS, [0], 3, out=out, artifacts=artifacts)
     assert [r.method for r in records] == METHODS
-    assert all(r.n == 3 and set(r.own) == {"maths", "code"} for r in records)
+    assert all(r.n == 3 and set(r.own) == (set() if r.method == "few_shot" else {"maths", "code"}) for r in records)
     cat = next(r for r in records if r.method == "cat")
     values = torch.tensor(cat.coefficients["values"])
     assert values.shape == (2, len(cat.coefficients["modules"])) and torch.allclose(values.sum(0), torch.ones(values.shape[1]))
@@ -99,6 +101,27 @@ def test_learning_moves_only_coefficients_and_lowers_the_loss(preset, tmp_path):
     assert len(found.losses) == 20 and found.sweep[0][0] == 5e-2
     moved = torch.tensor(found.adapter.recipe["coefficients"])
     assert (moved - 0.5).abs().max() > 0.01
+    _, held_out = split_held_out(bench.coefficient_rows, 0)
+    with attach(model, adapters):  # coefficients start as 1/k
+        assert found.sweep[0][1] < held_out_loss(model, held_out, tokenizer.pad_token_id)
+
+
+def test_a_sweep_survives_a_rate_that_diverges(preset, tmp_path, monkeypatch):
+    model, tokenizer = load_base(preset.base)
+    bench = Bench(MATH_CODE, preset, 0, Store(tmp_path), model, tokenizer)
+    original = learning.fit
+
+    def diverge(model, batches, config, **options):
+        if config.learning_rate > 1:
+            raise Diverged("NaN")
+        return original(model, batches, config, **options)
+
+    monkeypatch.setattr(learning, "fit", diverge)
+    options = {"batch_size": 4, "steps": 2}
+    found = learn("cat", model, bench.skills, bench.coefficient_rows, tokenizer.pad_token_id, rates=(5.0, 1e-2), **options)
+    assert found.learning_rate == 1e-2 and found.sweep[0] == (5.0, None)
+    with pytest.raises(LabError, match="diverged at every"):
+        learn("cat", model, bench.skills, bench.coefficient_rows, tokenizer.pad_token_id, rates=(5.0,), **options)
 
 
 def test_coefficient_rows_are_the_minimum_share_of_each_skill(preset, tmp_path):
@@ -127,6 +150,12 @@ def test_unknown_method_and_empty_input_are_named(preset, tmp_path):
         get_contender("cat_statik", MATH_CODE)
     with pytest.raises(LabError, match="problems is 0"):
         compare(MATH_CODE, preset, ["base"], [0], 0, out=tmp_path, artifacts=tmp_path)
+    with pytest.raises(LabError, match="need the method 'cat'"):
+        comparison.check(MATH_CODE, preset, ["base"], needs=["base", "cat"])
+    with pytest.raises(LabError, match="does not exist"):
+        comparison.check(MATH_CODE, preset.change(data=dict.fromkeys(preset.data, str(tmp_path))), ["base"])
+    with pytest.raises(LabError, match="never trained on"):
+        hard_math_code.load("world", "train", 1, 0)
     with pytest.raises(LabError, match="no seeds"):
         compare(MATH_CODE, preset, ["base"], [], 1, out=tmp_path, artifacts=tmp_path)
     with pytest.raises(LabError, match="no module called 'c_attn'"):

@@ -1,6 +1,7 @@
 """Tasks: generated and real rows through the same loaders; what is wrong with a file is named."""
 
 import json
+import math
 
 import pytest
 
@@ -28,10 +29,6 @@ def test_demonstrations_are_right_and_not_from_the_test(tmp_path):
         assert isinstance(names["solution"](), (int, float)) and text
 
 
-def test_target_uses_the_same_problems_for_every_split_seed():
-    assert hard_math_code.load("world", "test", 5, 0) == hard_math_code.load("world", "test", 5, 0)
-
-
 def test_gsm8k_rows(data_folder):
     source = str(data_folder / "gsm8k")
     train, calibration = (maths.load(source, split, 50, 0) for split in ("train", "calibration"))
@@ -50,7 +47,7 @@ def test_code_alpaca_rows(data_folder):
 
 def test_gsm_hard_rows(data_folder):
     rows = hard_math_code.load(str(data_folder / "gsm_hard"), "test", None, 0)
-    assert len(rows) == 660 and all(float(r.answer) == float(r.answer) for r in rows)
+    assert len(rows) == 660 and all(math.isfinite(float(r.answer)) for r in rows)
 
 
 def test_gsm8k_solution_reads_as_worked_steps():
@@ -70,6 +67,11 @@ def test_bad_files_are_named(tmp_path):
     file.write_text(json.dumps({"question": "a"}) + "\n")
     with pytest.raises(LabError, match="row 1: the field 'answer' is missing"):
         maths.load(str(tmp_path), "train", 1, 0)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(LabError, match="UTF-8"):
+        maths.load(str(tmp_path), "train", 1, 0)
+    file.write_text(json.dumps({"question": "a\u2028b", "answer": "#### 1"}, ensure_ascii=False) + "\n")
+    assert len(read_rows(file, ("question",))) == 1
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(LabError, match="no list of rows"):
         read_rows(tmp_path / "x.json", ("a",))

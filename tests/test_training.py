@@ -61,11 +61,11 @@ def test_checkpoint_of_another_run_is_not_used(tmp_path):
 
 def test_accumulation_equals_one_large_batch():
     one, many = tiny(), tiny()
-    config = TrainConfig(steps=1, learning_rate=1e-2)
-    fit(one, lambda step: [collate(ROWS, 0)], config)
-    fit(many, lambda step: [collate(ROWS[:3], 0), collate(ROWS[3:], 0)], config)
+    config = TrainConfig(steps=3, learning_rate=1e-2)
+    losses = fit(one, lambda step: [collate(ROWS, 0)], config)
+    assert fit(many, lambda step: [collate(ROWS[:3], 0), collate(ROWS[3:], 0)], config) == pytest.approx(losses, rel=1e-4)
     for a, b in zip(one.parameters(), many.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 def test_padding_changes_no_loss():
@@ -114,6 +114,30 @@ def test_early_stop_keeps_what_was_learned():
     losses = fit(model, bucketed_batches(ROWS, 4, 9, 0, 0), TrainConfig(steps=9, learning_rate=1e-2), on_step=lambda s, loss: s == 1)
     assert len(losses) == 2
     assert any(not torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
+def test_stopped_early_stays_stopped_when_resumed(tmp_path):
+    config, batches = TrainConfig(steps=9, learning_rate=1e-2), bucketed_batches(ROWS, 4, 9, 0, 0)
+    model = tiny()
+    losses = fit(model, batches, config, checkpoint=tmp_path / "state", on_step=lambda step, loss: step == 1)
+    again = tiny()
+    assert fit(again, batches, config, checkpoint=tmp_path / "state") == losses
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_two_precisions_in_one_process_and_fp16_without_a_gpu():
+    batches = bucketed_batches(ROWS, 4, 1, 0, 0)
+    for precision in ("no", "bf16", "no"):
+        assert len(fit(tiny(), batches, TrainConfig(steps=1, learning_rate=1e-2, precision=precision))) == 1
+    if not torch.cuda.is_available():
+        with pytest.raises(LabError, match="fp16 needs a GPU"):
+            TrainConfig(steps=1, learning_rate=1e-2, precision="fp16")
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "state").write_bytes(b"half a file")
+    with pytest.raises(LabError, match="is damaged; delete it"):
+        fit(tiny(), bucketed_batches(ROWS, 4, 1, 0, 0), TrainConfig(steps=1, learning_rate=1e-2), checkpoint=tmp_path / "state")
 
 
 def test_bad_input_is_named():

@@ -47,9 +47,13 @@ def generate(
         max_new_tokens=max_new_tokens, do_sample=temperature > 0, temperature=temperature or None, top_p=top_p if temperature else None,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, use_cache=True,
         stop_strings=list(stop) or None,
+        # transformers fills what is unset from the model's own settings: these must not depend on the base.
+        top_k=0, repetition_penalty=1.0, no_repeat_ngram_size=0,
     )  # fmt: skip
     done: list[list[str]] = json.loads(partial.read_text()) if partial is not None and partial.exists() else []
     chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if [len(texts) for texts in done] != [len(chunk) for chunk in chunks[: len(done)]]:
+        done = []  # begun with another batch size
     for number, chunk in enumerate(tqdm(chunks, desc=label, mininterval=2.0, leave=False)):
         if number < len(done):
             continue
@@ -63,7 +67,7 @@ def generate(
         out = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config, tokenizer=tokenizer
         )
-        texts = tokenizer.batch_decode(out[:, width:].cpu(), skip_special_tokens=True)
+        texts = tokenizer.batch_decode(out[:, width:].cpu(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         done.append([cut(text, stop) for text in texts])
         if partial is not None and len(chunks) > 1:
             write_atomic(partial, json.dumps(done))

@@ -57,14 +57,16 @@ class Coefficients(nn.Module):
         self.register_buffer("selector", selector, persistent=False)  # (units, modules), one-hot columns
 
     def forward(self) -> Tensor:
-        if self.parametrisation == "softmax":
-            values = self.raw.softmax(dim=0)
-        elif self.parametrisation == "sigmoid":
-            values = self.raw.sigmoid()
-        else:
-            values = self.raw
-        # A product with one-hot columns instead of an index: its backward pass is deterministic on GPUs too.
-        return values @ self.selector
+        # In fp32 also under autocast: a step of 1e-4 is below the resolution of bf16 near 0.5.
+        with torch.autocast(self.raw.device.type, enabled=False):
+            if self.parametrisation == "softmax":
+                values = self.raw.softmax(dim=0)
+            elif self.parametrisation == "sigmoid":
+                values = self.raw.sigmoid()
+            else:
+                values = self.raw
+            # A product with one-hot columns instead of an index: its backward pass is deterministic on GPUs too.
+            return values @ self.selector
 
 
 def concatenate(

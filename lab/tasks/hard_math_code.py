@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from lab import prompts
+from lab.errors import LabError
 from lab.evaluation.scorers import score_programs
 from lab.tasks import Example, Task
 from lab.tasks.rows import HubSet, hub_rows, read_rows, take
@@ -16,6 +17,8 @@ FILE = "gsmhardv2_first660.jsonl"
 
 def load(source: str, split: str, count: int | None, seed: int) -> list[Example]:
     """source: "world", "hub" (GSM-Hard), or a folder with its jsonl file. Only a test split exists."""
+    if split != "test":
+        raise LabError("The target of Section 5.1 is never trained on: it has a test split only.")
     if source == "world":
         stories = make_stories("test", seed, count or 500, large=True)
         rows = [(s.text, str(s.chain.result)) for s in stories]

@@ -21,13 +21,16 @@ def read_rows(path: Path, fields: tuple[str, ...]) -> list[dict]:
     """Rows of a .json (a list) or .jsonl file, each checked to hold `fields`. Raises LabError naming file, line and field."""
     if not path.is_file():
         raise LabError(f"The data file {path} does not exist; name a folder that holds it.")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError(f"The data file {path} cannot be read as UTF-8 text: {error}.") from error
     if not text.strip():
         raise LabError(f"The data file {path} is empty.")
     rows = []
     try:
         if path.suffix == ".jsonl":
-            for number, line in enumerate(text.splitlines(), 1):
+            for number, line in enumerate(text.split("\n"), 1):  # splitlines would also split inside strings
                 if line.strip():
                     rows.append(json.loads(line))
         else:
@@ -35,11 +38,11 @@ def read_rows(path: Path, fields: tuple[str, ...]) -> list[dict]:
             rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise LabError(f"{path}, line {number if path.suffix == '.jsonl' else error.lineno}: not valid JSON ({error.msg}).") from error
-    if not isinstance(rows, list):
+    if not isinstance(rows, list) or not rows:
         raise LabError(f"{path} holds no list of rows.")
     for number, row in enumerate(rows, 1):
         for field in fields:
-            if not isinstance(row, dict) or field not in row:
+            if not isinstance(row, dict) or row.get(field) is None:
                 raise LabError(f"{path}, row {number}: the field {field!r} is missing.")
     return rows
 
@@ -47,10 +50,11 @@ def read_rows(path: Path, fields: tuple[str, ...]) -> list[dict]:
 def hub_rows(source: HubSet, fields: tuple[str, ...]) -> list[dict]:
     """The rows of a Hub data set. Raises LabError when the Hub cannot be reached."""
     import datasets
+    import httpx2
 
     try:
         loaded = datasets.load_dataset(source.id, source.config, revision=source.revision, split=source.split)
-    except (OSError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, httpx2.HTTPError, datasets.exceptions.DatasetsError) as error:
         raise LabError(
             f"The data set {source.id} could not be fetched from the Hub ({type(error).__name__}); "
             "connect to the network, or name a folder with its files."

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lab.files import atomic_folder
+from lab.files import atomic_folder, content_hash
 from lab.training import Batch, TrainConfig, fit, write_losses
 from lab.world.text import documents
 from lab.world.tokenizer import sample_texts, train_tokenizer
@@ -73,8 +73,14 @@ def text_batches(recipe: BaseRecipe, tokenizer) -> Callable[[int], list[Batch]]:
 
 
 def make_base(folder: Path, recipe: BaseRecipe, checkpoint: Path, seconds: float | None = None) -> None:
-    """Train and save the base; `seconds` ends the training after that time (the schedule does not know, for trials only)."""
+    """Train and save the base; `seconds` ends the training after that time (the schedule does not know, for trials only).
+
+    checkpoint: where an interrupted run of the same recipe and the same text goes on from.
+    """
     started = time.time()
+    world = Path(__file__).parent
+    sources = (world / name for name in ("text.py", "tokenizer.py", "lexicon.py", "chains.py", "stories.py", "orders.py"))
+    checkpoint = checkpoint.with_name(f"{checkpoint.stem}-{content_hash(asdict(recipe), *sources)[:16]}{checkpoint.suffix}")
     tokenizer = make_tokenizer(recipe)
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(
@@ -108,6 +114,8 @@ def make_base(folder: Path, recipe: BaseRecipe, checkpoint: Path, seconds: float
         (temporary / "recipe.json").write_text(json.dumps(facts, indent=2) + "\n")
         (temporary / "README.md").write_text(model_card(facts))
         write_losses(temporary / "losses.json", losses)
+    for file in (checkpoint, checkpoint.with_suffix(".copy")):
+        file.unlink(missing_ok=True)
 
 
 def model_card(facts: dict) -> str:

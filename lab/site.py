@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 
 from lab.errors import LabError
 from lab.figures import INK
-from lab.files import write_atomic
+from lab.files import PROJECT, write_atomic
 from lab.results import RunRecord, WorkedExample, describe, result_table, skill_names
 
 CARD_TYPE = "application/vnd.lab.card+json"
@@ -152,7 +152,8 @@ def render_page(nb: NotebookNode, section: str) -> str:
     )
     body, _ = exporter.from_notebook_node(nb)
     data = json.dumps(told).replace("<", "\\u003c")
-    return _PAGES.get_template("page.html.j2").render(card=told, body=Markup(body), data=Markup(data), duration=duration)
+    page = _PAGES.get_template("page.html.j2").render(card=told, body=Markup(body), data=Markup(data), duration=duration)
+    return page.replace(f"{PROJECT}/", "")  # where the project lies on this machine is nobody's business
 
 
 def render_index(results: Path | str) -> str:

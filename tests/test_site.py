@@ -9,7 +9,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from lab import results, site
 from lab.errors import LabError
 from lab.figures import INK
-from lab.files import content_hash
+from lab.files import PROJECT, content_hash
 
 SVG = f'<svg role="img" aria-label="Bars" xmlns="http://www.w3.org/2000/svg"><text fill="{INK}">60</text></svg>'
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)><b onclick=alert(3)>bold</b>"
@@ -78,6 +78,12 @@ def test_a_page_shows_text_tables_figures_and_code():
         assert fact in page
     assert "Hard maths · Soup Lab" in page
     assert_harmless(page)
+
+
+def test_a_page_does_not_tell_where_the_project_lies():
+    warning = new_output("stream", name="stderr", text=f"{PROJECT}/lab/x.py:3: UserWarning: careful\n")
+    page = site.render_page(notebook(code("x", warning)), "s")
+    assert str(PROJECT) not in page and "lab/x.py:3: UserWarning" in page
 
 
 def test_figures_become_images_with_alternative_text_in_the_pages_ink():

@@ -42,7 +42,22 @@ def test_code_alpaca_rows(data_folder):
     source = str(data_folder / "code_alpaca")
     prompts = {split: {r.prompt for r in code.load(source, split, 100, 0)} for split in ("train", "calibration", "test")}
     assert not prompts["train"] & prompts["calibration"]
-    assert all(len(p) > 90 for p in prompts.values())
+    assert all(len(p) == 100 for p in prompts.values())
+
+
+def test_repeated_instructions_stay_in_one_split(tmp_path):
+    rows = [{"instruction": f"do {i % 300}", "input": "", "output": "x"} for i in range(900)]
+    (tmp_path / code.FILE).write_text(json.dumps(rows))
+    prompts = [{r.prompt for r in code.load(str(tmp_path), split, None, 0)} for split in ("train", "calibration", "test")]
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == 300
+
+
+def test_rephrasings_of_one_question_stay_in_one_split(monkeypatch):
+    rows = [{"query": f"{i}", "response": "The answer is: 1", "type": "GSM_Rephrased", "original_question": str(i % 50)} for i in range(500)]
+    rows.append({"query": "never", "response": "", "type": "GSM8K_Backward", "original_question": "51"})
+    monkeypatch.setattr(maths, "hub_rows", lambda *_: rows)
+    train, calibration = ({int(r.prompt.split()[1]) % 50 for r in maths.load("hub", split, None, 0)} for split in ("train", "calibration"))
+    assert len(train) == 45 and len(calibration) == 5 and not train & calibration
 
 
 def test_gsm_hard_rows(data_folder):

@@ -26,7 +26,8 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
         ]
     fields = ("instruction", "input", "output")
     rows = hub_rows(CODE_ALPACA, fields) if source == "hub" else read_rows(Path(source) / FILE, fields)
-    texts = [(f"{row['instruction']}\n{row['input']}".strip(), row["output"]) for row in rows]
+    # As a dict: Code Alpaca repeats instructions, and one must not be in two splits.
+    texts = list({f"{row['instruction']}\n{row['input']}".strip(): row["output"] for row in rows}.items())
     rows = texts[:TEST_ROWS] if split == "test" else shuffled(split_rows(texts[TEST_ROWS:], split), seed)
     return [
         Example(f"code-{split}-{i}", prompts.CODE.format(text=text), output, "")

@@ -27,9 +27,11 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
         if split == "test":
             pairs = [(row["question"], gsm8k_solution(row["answer"])) for row in hub_rows(GSM8K_TEST, ("question", "answer"))]
         else:
-            # MetaMath's backward questions are made from GSM8K's test set: never train on them.
-            rows = [r for r in hub_rows(METAMATH, ("query", "response", "type")) if r["type"] != "GSM8K_Backward"]
-            pairs = split_rows([(r["query"], r["response"]) for r in rows], split)
+            # GSM8K_Backward questions are made from GSM8K's test set: never train on them.
+            rows = [r for r in hub_rows(METAMATH, ("query", "response", "type", "original_question")) if r["type"] != "GSM8K_Backward"]
+            # A question's rephrasings stay together: calibration holds other questions than training.
+            chosen = set(split_rows(list(dict.fromkeys(r["original_question"] for r in rows)), split))
+            pairs = [(r["query"], r["response"]) for r in rows if r["original_question"] in chosen]
     else:
         file = Path(source) / ("test.jsonl" if split == "test" else "train.jsonl")
         pairs = [(row["question"], gsm8k_solution(row["answer"])) for row in read_rows(file, ("question", "answer"))]

@@ -9,7 +9,8 @@ import difflib
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,14 +25,15 @@ from lab.errors import LabError
 from lab.evaluation.generate import generate
 from lab.evaluation.sandbox import isolation_level
 from lab.files import content_hash, write_atomic
-from lab.merging import METHODS, merge
+from lab.merging import METHODS, build, merge
+from lab.merging.routing import Router, load_router, save_router
 from lab.presets import Preset
 from lab.prompts import demonstrate
 from lab.skills import encode_examples, train_lora
 from lab.stacked import attach
 from lab.store import Store
 from lab.tasks import Example, Task, code, hard_math_code, maths
-from lab.training import Encoded
+from lab.training import Encoded, collate, encode
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,44 @@ MATH_CODE = Section("s5_1_math_code", (maths.TASK, code.TASK), hard_math_code.TA
 class Entry:
     """What a contender brings to the test.
 
-    key: everything that decides it. load: makes it, or finds it in the store, and gives the adapter (None: the base itself) and
-    facts about it (loss, sweep, learning_rate, steps, seconds, …). shots: worked examples before each question.
+    key: everything that decides it. load: makes it, or finds it in the store, and gives the adapter or the router (None: the base
+    itself) and facts about it (loss, sweep, learning_rate, steps, seconds, …). shots: worked examples before each question.
     """
 
     key: Mapping
-    load: Callable[[], tuple[LoraAdapter | None, Mapping]]
+    load: Callable[[], tuple["LoraAdapter | Routed | None", Mapping]]
     shots: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Skills with a router between them, which no single adapter can stand for. folder: the router's (lab.merging.routing)."""
+
+    adapters: Sequence[LoraAdapter]
+    folder: Path
+
+    @property
+    def rank(self) -> int:
+        """Of all the factors that a token may meet."""
+        return sum(adapter.rank for adapter in self.adapters)
+
+    def digest(self) -> str:
+        return content_hash(self.folder / "router.safetensors", self.folder / "recipe.json")  # which names the skills' digests
+
+
+@contextmanager
+def applied(model, what: LoraAdapter | Routed | None) -> Iterator[None]:
+    """The model with an adapter or a router on it, inside the block."""
+    if what is None:
+        yield
+    elif isinstance(what, Routed):
+        with attach(model, what.adapters) as stack:
+            load_router(what.folder, stack)
+            yield
+    else:
+        with attach(model, [what]) as stack:
+            stack.set_coefficients(torch.ones(1, len(stack.modules)))
+            yield
 
 
 class Bench:
@@ -122,23 +155,42 @@ class Bench:
     def skill(self, task: Task) -> Entry:
         return self.trained(f"skill-{task.name}", self.key(skill=task.name), lambda: self.rows(task))
 
+    def target_rows(self, count: int) -> list[Encoded]:
+        """Examples of the target with their completions, for the methods that are allowed to see some."""
+        task = self.section.target
+        if task.demonstrations is None:
+            raise LabError(f"Task {task.name} has no demonstrations, which methods that see the target learn from.")
+        shown = task.demonstrations(self.preset.data[task.name], count)
+        examples = [Example(f"shown-{i}", task.template.format(text=text), done, "") for i, (text, done) in enumerate(shown)]
+        return encode_examples(self.tokenizer, examples, self.preset.max_tokens)
+
+    def router(self, method: str, parameters: Mapping, state: Mapping[str, torch.Tensor] = {}) -> Router:
+        """A router for this bench's skills, with what it has learned; not on the model any more."""
+        with attach(self.model, self.skills) as stack:
+            router = build(method, stack, **parameters)
+            router.load_state_dict(state)
+        return router
+
     @cached_property
     def skills(self) -> list[LoraAdapter]:
         return [dataclasses.replace(self.skill(task).load()[0], name=task.name) for task in self.section.skills]
 
-    def made(self, kind: str, key: dict, build: Callable[[Path], tuple[LoraAdapter, dict]]) -> Entry:
-        """A merge of this bench, from the store or anew; `build(checkpoint)` gives the adapter and the facts about it."""
+    def made(self, kind: str, key: dict, build: Callable[[Path], tuple[LoraAdapter | Router, dict]]) -> Entry:
+        """A merge of this bench, from the store or anew; `build(checkpoint)` gives the adapter or router, and the facts about it."""
 
         def make(folder: Path, checkpoint: Path) -> None:
             started = time.time()
-            adapter, facts = build(checkpoint)
-            adapters_of.save(folder, adapter, overwrite=True)
+            merged, facts = build(checkpoint)
+            (save_router if isinstance(merged, Router) else adapters_of.save)(folder, merged, overwrite=True)
             write_atomic(folder / "facts.json", json.dumps({**facts, "seconds": round(time.time() - started, 2)}) + "\n")
 
-        def load() -> tuple[LoraAdapter, Mapping]:
+        def load() -> tuple[LoraAdapter | Routed, Mapping]:
             folder = self.store.get(kind, key, make)
+            facts = json.loads((folder / "facts.json").read_text())
+            if (folder / "router.safetensors").exists():
+                return Routed(self.skills, folder), facts
             adapter = adapters_of.load(folder, name=kind, base=self.preset.base)
-            return adapter, {**json.loads((folder / "facts.json").read_text()), "recipe": dict(adapter.recipe)}
+            return adapter, {**facts, "recipe": dict(adapter.recipe)}
 
         return Entry({"kind": kind, **key}, load)
 
@@ -167,24 +219,28 @@ def data_mix(bench: Bench) -> Entry:
 
 
 def learned(bench: Bench, method: str, *, rates: Sequence[float] = (), kind: str = "", adapters=None, start: Mapping = {}) -> Entry:
-    """A method of lab.merging that learns, on the skills' own data.
+    """A method of lab.merging that learns, on the skills' own data unless its recipe asks for examples of the target.
 
-    rates: the preset's sweep, unless given. start: the method's parameters. adapters: gives others than the skills.
+    rates: the preset's sweep, unless given. start: the method's parameters. adapters: gives others than the skills. Steps and
+    batch are the preset's for all methods, so that each sees as much data as CAT.
     """
     preset = bench.preset
     kind = kind or method
     rates = rates or preset.coefficient_rates
+    recipe = METHODS[method].recipe
+    search = METHODS[method].kind == "search"
 
-    def build(checkpoint: Path) -> tuple[LoraAdapter, dict]:
+    def build_it(checkpoint: Path) -> tuple[LoraAdapter | Router, dict]:
+        rows = bench.target_rows(recipe.rows) if recipe.data == "target" else bench.coefficient_rows
         found = learning.learn(
-            method, bench.model, adapters() if adapters else bench.skills, bench.coefficient_rows, bench.tokenizer.pad_token_id,
-            rates=rates, batch_size=preset.coefficient_batch, epochs=preset.coefficient_epochs, seed=bench.seed,
+            method, bench.model, adapters() if adapters else bench.skills, rows, bench.tokenizer.pad_token_id, rates=rates,
+            batch_size=preset.coefficient_batch, epochs=None if search else preset.coefficient_epochs, seed=bench.seed,
             precision=preset.precision, parameters=start, checkpoint=checkpoint,
         )  # fmt: skip
         facts = {"loss": found.losses, "sweep": found.sweep, "learning_rate": found.learning_rate, "steps": found.steps}
-        return found.adapter, facts
+        return found.adapter or bench.router(method, start, found.router_state), facts
 
-    return bench.made(kind, bench.coefficient_key(method=method, kind=kind, rates=rates, parameters=start), build)
+    return bench.made(kind, bench.coefficient_key(method=method, kind=kind, rates=rates, parameters=start), build_it)
 
 
 def cat_released(bench: Bench) -> Entry:
@@ -194,10 +250,11 @@ def cat_released(bench: Bench) -> Entry:
 
 
 def static(bench: Bench, method: str, **parameters) -> Entry:
-    """A static method of lab.merging with its default weights."""
+    """A static method of lab.merging with its default weights, or a router that learns nothing."""
     if "seed" in {p.name for p in METHODS[method].parameters}:
         parameters.setdefault("seed", bench.seed)
-    return bench.made(method, bench.key(method=method, parameters=parameters), lambda _: (merge(method, bench.skills, **parameters), {}))
+    make = partial(bench.router, method, parameters) if METHODS[method].kind == "router" else partial(merge, method, bench.skills, **parameters)
+    return bench.made(method, bench.key(method=method, parameters=parameters), lambda _: (make(), {}))
 
 
 def new_lora(bench: Bench, compute: bool = False) -> Entry:
@@ -267,16 +324,15 @@ SEEDLESS = ("base", "few_shot")  # the same for every seed
 
 
 def get_contender(name: str, section: Section) -> Callable[[Bench], Entry]:
-    """By name: a contender, a static method of lab.merging, or a skill of the section. Raises LabError for another."""
+    """By name: a contender, a method of lab.merging, or a skill of the section. Raises LabError for another."""
     if name in CONTENDERS:
         return CONTENDERS[name]
     for task in section.skills:
         if name == task.name:
             return lambda bench: bench.skill(task)
-    if name in METHODS and METHODS[name].kind != "router" and METHODS[name].recipe is None:
-        return partial(static, method=name)
-    static_ones = (m for m in METHODS if METHODS[m].recipe is None and METHODS[m].kind != "router")
-    known = [*CONTENDERS, *(t.name for t in section.skills), *static_ones]
+    if name in METHODS:
+        return partial(static if METHODS[name].recipe is None else learned, method=name)
+    known = [*CONTENDERS, *(t.name for t in section.skills), *METHODS]
     near = difflib.get_close_matches(name, known, 1, 0.0)[0]
     raise LabError(f"There is no method {name!r}; did you mean {near!r}? ({', '.join(dict.fromkeys(known))})")
 
@@ -371,6 +427,7 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
         "preset": dataclasses.asdict(preset), "problems": problems,
         **{f: facts[f] for f in ("learning_rate", "steps", "sweep", "skill", "scale") if f in facts},
         **({"rank": adapter.rank} if adapter else {}),
+        **({"effective_support": effective_support(bench, adapter, examples, answers)} if isinstance(adapter, Routed) else {}),
     }  # fmt: skip
     rows = results.completion_rows(examples, answers, verdicts)
     record = results.make_record(
@@ -381,7 +438,18 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
     return results.save_record(record, rows, out)
 
 
-def answer(bench: Bench, adapter: LoraAdapter | None, task: Task, examples: Sequence[Example], label: str) -> list[str]:
+@torch.no_grad()
+def effective_support(bench: Bench, routed: Routed, examples: Sequence[Example], answers: Sequence[str], count: int = 50) -> float:
+    """How many skills share a token, in effect (lab.merging.routing.Support), over the first examples and their answers."""
+    rows = [encode(bench.tokenizer, e.prompt, text, bench.preset.max_tokens) for e, text in zip(examples[:count], answers, strict=False)]
+    batch = collate(rows, bench.tokenizer.pad_token_id)
+    device = next(bench.model.parameters()).device
+    with attach(bench.model, routed.adapters) as stack, load_router(routed.folder, stack).effective_support() as support:
+        bench.model(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), use_cache=False)
+    return support.mean
+
+
+def answer(bench: Bench, adapter: LoraAdapter | Routed | None, task: Task, examples: Sequence[Example], label: str) -> list[str]:
     """The completions of the examples' prompts by the base with this adapter; from the store, or continued where they stopped."""
     preset = bench.preset
     prompts = [e.prompt for e in examples]
@@ -391,12 +459,8 @@ def answer(bench: Bench, adapter: LoraAdapter | None, task: Task, examples: Sequ
     )  # fmt: skip
 
     def make(folder: Path, checkpoint: Path) -> None:
-        if adapter is None:
+        with applied(bench.model, adapter):
             texts = generate(bench.model, bench.tokenizer, prompts, partial=checkpoint, **options)
-        else:
-            with attach(bench.model, [adapter]) as stack:
-                stack.set_coefficients(torch.ones(1, len(stack.modules)))
-                texts = generate(bench.model, bench.tokenizer, prompts, partial=checkpoint, **options)
         write_atomic(folder / "answers.json", json.dumps(texts))
 
     key = {

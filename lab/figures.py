@@ -30,6 +30,7 @@ COLOURS = {
     "skills": "#b9770e",
     "controls": "#9a6dc4",
     "static": "#2f8fd0",
+    "routers": "#c2569b",
     "learned": "#d64545",
     "data": "#2a9d6f",
 }
@@ -37,6 +38,7 @@ _ROLE_LABELS = {
     "skills": "one skill",
     "controls": "control",
     "static": "static merge",
+    "routers": "router per token",
     "learned": "learned merge",
     "data": "trained on all data",
 }

@@ -25,7 +25,7 @@ from lab.errors import LabError
 from lab.evaluation import statistics
 from lab.files import write_atomic
 
-ROLES = ("base", "skills", "controls", "static", "learned", "data")
+ROLES = ("base", "skills", "controls", "static", "routers", "learned", "data")
 REASONS = ("right", "wrong", "raised", "timed out", "syntax error", "no code", "unscored")
 
 # The one place that says what a method is called, what part it plays, and (by its line) where it stands. Skills stand after the
@@ -41,11 +41,34 @@ _METHODS = {
     "rescale_one": ("One skill, rescaled", "controls"),
     "cat_static": ("Static CAT", "static"),
     "linear": ("Linear", "static"),
+    "linear_factors": ("Linear on factors", "static"),
+    "task_arithmetic": ("Task arithmetic", "static"),
+    "svd": ("SVD", "static"),
+    "slerp": ("SLERP", "static"),
     "ties": ("TIES", "static"),
+    "ties_factors": ("TIES on factors", "static"),
     "dare_linear": ("DARE + linear", "static"),
+    "dare_linear_factors": ("DARE + linear on factors", "static"),
     "dare_ties": ("DARE + TIES", "static"),
-    "lorahub": ("LoraHub", "learned"),
-    "moe": ("MoE router", "learned"),
+    "dare_ties_factors": ("DARE + TIES on factors", "static"),
+    "magnitude_prune_factors": ("Magnitude pruning on factors", "static"),
+    "della": ("DELLA", "static"),
+    "breadcrumbs": ("Breadcrumbs", "static"),
+    "knots": ("KnOTS", "static"),
+    "core_space": ("Core Space", "static"),
+    "tsv": ("TSV-M", "static"),
+    "iso_c": ("Iso-C", "static"),
+    "pico": ("Pico", "static"),
+    "lora_lego": ("LoRA-LEGO", "static"),
+    "arrow": ("Arrow", "routers"),
+    "moe": ("MoE router", "routers"),
+    "xlora": ("X-LoRA", "routers"),
+    "remix": ("ReMix", "routers"),
+    "lora_flow": ("LoRA-Flow", "routers"),
+    "lorahub": ("LoRAHub, sees 5 targets", "learned"),
+    "adamerging": ("AdaMerging", "learned"),
+    "recycling": ("Recycling", "learned"),
+    "rank_cat": ("CAT per rank", "learned"),
     "cat_released": ("Released CAT", "learned"),
     "cat": ("Learned CAT", "learned"),
     "data_mix": ("Data mix", "data"),
@@ -445,18 +468,22 @@ def format_super_linearity(table: pd.DataFrame) -> pd.DataFrame:
     """A super-linearity table as people read it: counts of problems, mean over seeds, shares in per cent. Strings throughout."""
     return pd.DataFrame(
         {
-            "solved": [f"{count:.1f}" for count in table["merged_count"]],
-            "only by the merge": [f"{count:.1f}" for count in table["merged_only_count"]],
+            "solved": [_count(count) for count in table["merged_count"]],
+            "only by the merge": [_count(count) for count in table["merged_only_count"]],
             "only by the merge, % (95 % interval)": [
                 _percent_range(*row) for row in table[["merged_only", "low", "high"]].to_numpy(dtype=float)
             ],
-            "by a skill, not the merge": [f"{count:.1f}" for count in table["lost_count"]],
-            "by any skill": [f"{count:.1f}" for count in table["any_skill_count"]],
-            "skills added up": [f"{count:.1f}" for count in table["sum_of_skills"]],
+            "by a skill, not the merge": [_count(count) for count in table["lost_count"]],
+            "by any skill": [_count(count) for count in table["any_skill_count"]],
+            "skills added up": [_count(count) for count in table["sum_of_skills"]],
             "super-linear": ["yes" if more else "no" for more in table["super_linear"]],
         },
         index=table.index,
     )
+
+
+def _count(mean: float) -> str:
+    return f"{mean:.1f}".removesuffix(".0")
 
 
 def table_one(records: Sequence[RunRecord], method: str = "cat") -> pd.DataFrame:

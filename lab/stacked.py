@@ -4,14 +4,18 @@
 
 A_cat (Σr × in) and B_cat (out × Σr, scaling folded in) are stacked once; c repeats each skill's coefficient
 over its ranks. Skills of unequal rank, or absent from a module, are just smaller or missing blocks. The
-backward pass keeps A_cat x only.
+backward pass keeps A_cat x only, and both passes add the skills' share in place to the base layer's product,
+so that nothing as wide as the layer is made beside it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
 
 from lab.adapter import LoraAdapter, LoraFactors, check_compatible, linear_shape, module_names
 from lab.errors import LabError
@@ -56,10 +60,13 @@ class StackedLinear(nn.Module):
         c = self.coefficients
         if callable(c):
             c = c(x)
-        u = F.linear(x, self.A_cat)  # (…, Σr)
-        # A product with one-hot columns instead of an index: its backward pass is deterministic on GPUs too.
-        v = u * (c @ self.spread.to(c.dtype)).to(u.dtype)
-        return self.base(x) + F.linear(v, self.B_cat)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+        skills = (c, self.spread, self.A_cat, self.B_cat)
+        if _is_plain(self.base) and (autocast or dtype == self.weight.dtype):
+            W = self.weight if isinstance(self.base, Conv1D) else self.weight.T
+            return _Stacked.apply(x.to(dtype), *skills, W, self.bias)
+        return self.base(x) + _Stacked.apply(x.to(dtype), *skills, None, None)
 
     @property
     def weight(self) -> Tensor:
@@ -69,6 +76,68 @@ class StackedLinear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         return self.base.bias
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is x W + b with frozen W and b and nothing else: not quantised, sharded, offloaded or hooked."""
+    return (
+        type(layer) in (nn.Linear, Conv1D)
+        and type(layer.weight) is nn.Parameter
+        and not layer.weight.requires_grad
+        and not (layer.bias is not None and layer.bias.requires_grad)
+        and "forward" not in vars(layer)
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (layer._backward_hooks or layer._backward_pre_hooks)
+    )
+
+
+class _Stacked(torch.autograd.Function):
+    """x W + b + ((c spread) ⊙ (x Aᵀ)) Bᵀ, or its last term alone where W is None; only x and c have gradients.
+
+    x: (…, in), in the dtype of the result. c: (skills,) or (…, skills), in its own dtype: a step of 1e-4 is
+    below the resolution of bf16 near 0.5. spread: (skills, Σr). A: (Σr, in). B: (out, Σr). W: (in, out).
+
+    Kept for the backward pass is u = x Aᵀ, and only where c wants a gradient; all else exists anyway. Under
+    autocast the weights are cast again there: plain autograd keeps a second copy of every frozen weight.
+    """
+
+    @staticmethod
+    def forward(ctx, x, c, spread, A, B, W, b):
+        with torch.autocast(x.device.type, enabled=False):
+            u = F.linear(x, A.to(x.dtype))
+            rows = x.reshape(-1, x.shape[-1])
+            v = _scale(u, c, spread).view(len(rows), len(A))
+            if W is None:
+                y = v @ B.T.to(x.dtype)
+            else:
+                W_x = W.to(x.dtype)
+                y = rows @ W_x if b is None else torch.addmm(b.to(x.dtype), rows, W_x)
+                y.addmm_(v, B.T.to(x.dtype))
+        ctx.save_for_backward(u if ctx.needs_input_grad[1] else None, c, spread, A, B, W)
+        return y.view(*x.shape[:-1], len(B))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        u, c, spread, A, B, W = ctx.saved_tensors
+        dx = dc = None
+        with torch.autocast(g.device.type, enabled=False):
+            rows = g.reshape(-1, g.shape[-1])
+            dv = (rows @ B.to(g.dtype)).view(*g.shape[:-1], len(A))
+            if ctx.needs_input_grad[0]:
+                du, A_g = _scale(dv, c, spread).view(len(rows), len(A)), A.to(g.dtype)
+                dx = du @ A_g if W is None else (rows @ W.T.to(g.dtype)).addmm_(du, A_g)
+                dx = dx.view(*g.shape[:-1], A.shape[1])
+            if ctx.needs_input_grad[1]:
+                de = dv * u
+                de = de.view(len(rows), len(A)).sum(0, dtype=c.dtype) if c.ndim == 1 else de.to(c.dtype)
+                dc = (de @ spread.T.to(c.dtype)).sum_to_size(c.shape)
+        return dx, dc, None, None, None, None, None
+
+
+def _scale(u: Tensor, c: Tensor, spread: Tensor) -> Tensor:
+    # A product with one-hot columns instead of an index: its backward pass is deterministic on GPUs too.
+    return (u * (c @ spread.to(c.dtype))).to(u.dtype)
 
 
 class Stack:
@@ -83,7 +152,7 @@ class Stack:
         self.adapters = tuple(adapters)
         self.skills = tuple(adapter.name for adapter in adapters)
         self.modules = tuple(module_names(adapters))
-        self._hook = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.layers: dict[str, StackedLinear] = {}
         for module in self.modules:
@@ -107,13 +176,11 @@ class Stack:
         pass of the whole model, so that gradients reach what it is made of. Raises LabError for another shape
         or NaN.
         """
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        self._remove_hooks()
         if callable(source):
             with torch.no_grad():
                 self._set(source())
-            self._hook = self.model.register_forward_pre_hook(lambda *_: self._set(source()))
+            self.before_forward("", lambda *_: self._set(source()))
         else:
             if not source.isfinite().all():
                 raise LabError("The coefficients contain NaN or infinite values; give finite numbers.")
@@ -142,11 +209,33 @@ class Stack:
                 )
             self.layers[module].set_coefficients(router)
 
+    def before_forward(self, module: str, hook: Callable) -> None:
+        """Call `hook(module, args, kwargs)` before every forward pass of a module of the model ("": the model).
+
+        What it returns, if anything, replaces (args, kwargs). `set_coefficients` and `detach` end it.
+        """
+        layer = self.model.get_submodule(module)
+        self._hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    @contextlib.contextmanager
+    def without_skills(self) -> Iterator[None]:
+        """The model is the base alone inside the block."""
+        for module, layer in self.layers.items():
+            _replace(self.model, module, layer.base)
+        try:
+            yield
+        finally:
+            for module, layer in self.layers.items():
+                _replace(self.model, module, layer)
+
     def detach(self) -> None:
         """Take the skills off: the very same base layers are back, with the requires_grad they had."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        self._remove_hooks()
         for module, layer in self.layers.items():
             _replace(self.model, module, layer.base)
         self.layers = {}

@@ -20,7 +20,7 @@ from lab.tasks import hard_math_code, maths
 from lab.training import Diverged
 
 METHODS = ["base", "few_shot", "maths", "code", "data_mix", "cat_static", "linear", "cat_random", "cat_released", "cat", "cat_free",
-           "new_lora", "random_loras", "rescale_one"]  # fmt: skip
+           "new_lora", "random_loras", "rescale_one", "lorahub", "adamerging", "rank_cat", "moe", "arrow"]  # fmt: skip
 
 
 @pytest.fixture
@@ -43,6 +43,9 @@ def test_every_contender_and_nothing_twice(preset, tmp_path, monkeypatch):
     cat = next(r for r in records if r.method == "cat")
     values = torch.tensor(cat.coefficients["values"])
     assert values.shape == (2, len(cat.coefficients["modules"])) and torch.allclose(values.sum(0), torch.ones(values.shape[1]))
+
+    assert all(1 <= r.parameters["effective_support"] <= 2 for r in records if r.method in ("moe", "arrow"))
+    assert next(r for r in records if r.method == "lorahub").parameters["steps"] == 40
 
     def never(*args, **kwargs):
         raise AssertionError("finished work was done again")

@@ -180,7 +180,7 @@ def test_super_linearity(records):
     assert learned["super_linear"] and learned["n"] == 8
     assert table.loc["Static CAT", "merged_only_count"] == 0.5
     shown = results.format_super_linearity(table).loc["Learned CAT"]
-    assert (shown["solved"], shown["only by the merge"], shown["super-linear"]) == ("4.0", "2.0", "yes")
+    assert (shown["solved"], shown["only by the merge"], shown["super-linear"]) == ("4", "2", "yes")
     with pytest.raises(LabError, match="skill alone"):
         results.super_linearity([r for r in records if r.method in ("base", "cat")])
 

@@ -2,13 +2,15 @@
 
 `merge` applies a static method and returns an ordinary adapter. For a learned one, `build` puts its
 coefficients on a stack, `lab.training.fit` learns them, and `freeze` turns the result into an ordinary
-adapter.
+adapter; `search` does without gradients. `lab.learning.learn` does all of it.
 """
 
 import importlib
 import math
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import scipy.linalg
 import torch
@@ -34,6 +36,8 @@ from lab.stacked import Stack
 __all__ = [
     "METHODS",
     "Coefficients",
+    "FullRankMerge",
+    "FullRankUpdate",
     "Method",
     "Parameter",
     "Range",
@@ -44,8 +48,10 @@ __all__ = [
     "freeze",
     "get_method",
     "merge",
+    "merge_full_rank",
     "merge_method",
     "schema",
+    "search",
     "truncate",
 ]
 
@@ -56,17 +62,84 @@ def merge(
     weights: Sequence[float] | None = None,
     *,
     rank: int | None = None,
+    on_module: Callable[[str], None] | None = None,
     **parameters,
 ) -> LoraAdapter:
     """Merge adapters by a static method into one adapter.
 
     weights: one per adapter, in their order; default the method's (1/k or 1). parameters: see `schema(name)`.
     rank: truncate every module to this rank (SVD); default what the method gives, at most Σr (`svd`: max
-    r). The result's recipe holds method, parameters, weights, inputs and, where something was cut,
-    `discarded_energy`: the share of Σ‖ΔW‖² that is lost, in all and per module.
+    r). on_module: told each module's name when it is merged. The result's recipe holds method, parameters,
+    weights, inputs and, where something was cut, `discarded_energy`: the share of Σ‖ΔW‖² that is lost, in all
+    and per module.
 
     Raises LabError for a learned method or router, adapters that do not fit together, bad weights, parameters
     or rank.
+    """
+    full = merge_full_rank(name, adapters, weights, **parameters)
+    default = {"sum": sum, "max": max}[get_method(name).default_rank]
+    ceiling = max(_rank_sum(adapters, module) for module in full.modules)
+    if rank is not None and not (isinstance(rank, int) and 1 <= rank <= ceiling):
+        raise LabError(
+            f"rank is {rank!r}; give a whole number from 1 to {ceiling}, the sum of the adapters' ranks."
+        )
+    modules, discarded, energy = {}, {}, {}
+    for module, update in full.modules.items():
+        ranks = [adapter.modules[module].rank for adapter in adapters if module in adapter.modules]
+        target = min(rank, sum(ranks)) if rank else default(ranks)
+        result = update.compute()
+        if isinstance(result, Tensor):
+            modules[module], discarded[module], energy[module] = factor_delta(result, target)
+        elif result.rank > target:
+            modules[module], discarded[module], energy[module] = truncate(result, target)
+        else:
+            modules[module], energy[module] = result, _energy(result)
+        if on_module:
+            on_module(module)
+    recipe = dict(full.recipe)
+    if discarded:
+        recipe["discarded_energy"] = {
+            "total": _share(sum(discarded.values()), sum(energy.values())),
+            "modules": {module: _share(lost, energy[module]) for module, lost in discarded.items()},
+        }
+    return LoraAdapter(full.name, full.base, modules, recipe)
+
+
+@dataclass(frozen=True)
+class FullRankUpdate:
+    """One module's merged update, untruncated, computed when asked for. shape: (out, in).
+
+    compute: gives the dense update (out, in), or factors where the method gives those.
+    """
+
+    shape: tuple[int, int]
+    compute: Callable[[], Tensor | LoraFactors]
+
+    def delta_weight(self) -> Tensor:
+        """The update, (out, in)."""
+        result = self.compute()
+        return result if isinstance(result, Tensor) else result.delta_weight()
+
+
+@dataclass(frozen=True, eq=False)
+class FullRankMerge:
+    """A merge without truncation. Like an adapter it can be folded into a base model (`lab.stacked.fold`).
+
+    modules: updates by module, each computed when asked for, so that one dense matrix is held at a time.
+    """
+
+    name: str
+    base: str
+    modules: Mapping[str, FullRankUpdate]
+    recipe: Mapping[str, object]
+
+
+def merge_full_rank(
+    name: str, adapters: Sequence[LoraAdapter], weights: Sequence[float] | None = None, **parameters
+) -> FullRankMerge:
+    """As `merge`, with every module's update as the method gives it: nothing is truncated or lost.
+
+    Raises LabError as `merge` does.
     """
     method = get_method(name)
     if method.kind == "router":
@@ -80,57 +153,74 @@ def merge(
     values = _check_weights(method, weights, len(adapters))
     order = sorted(range(len(adapters)), key=lambda i: adapters[i].name)
     adapters, values = [adapters[i] for i in order], values[order]
-    ceiling = max(_rank_sum(adapters, module) for module in module_names(adapters))
-    if rank is not None and not (isinstance(rank, int) and 1 <= rank <= ceiling):
-        raise LabError(
-            f"rank is {rank!r}; give a whole number from 1 to {ceiling}, the sum of the adapters' ranks."
-        )
-
     recipe = {"method": name, "parameters": complete, "inputs": _inputs(adapters)}
     result_name = f"{name}({', '.join(adapter.name for adapter in adapters)})"
     if method.kind == "coefficients":
         coefficients = method.function(adapters, **complete)
         recipe |= _coefficient_record(coefficients)
-        merged = concatenate(adapters, coefficients().detach(), name=result_name, recipe=recipe).modules
+        values = coefficients().detach()
+        merged = concatenate(adapters, values, name=result_name, recipe=recipe).modules
+        compute = {module: partial(merged.__getitem__, module) for module in merged}
     else:
         recipe["weights"] = dict(zip((a.name for a in adapters), values.tolist(), strict=True))
-        merged = {m: _merge_module(method, adapters, values, m, complete) for m in module_names(adapters)}
-
-    modules, discarded, energy = {}, {}, {}
-    for module, result in merged.items():
-        ranks = [adapter.modules[module].rank for adapter in adapters if module in adapter.modules]
-        target = min(rank, sum(ranks)) if rank else {"sum": sum, "max": max}[method.default_rank](ranks)
-        if isinstance(result, Tensor):
-            modules[module], discarded[module], energy[module] = factor_delta(result, target)
-        elif result.rank > target:
-            modules[module], discarded[module], energy[module] = truncate(result, target)
-        else:
-            modules[module], energy[module] = result, _energy(result)
-    if discarded:
-        recipe["discarded_energy"] = {
-            "total": _share(sum(discarded.values()), sum(energy.values())),
-            "modules": {module: _share(lost, energy[module]) for module, lost in discarded.items()},
+        compute = {
+            module: partial(_merge_module, method, adapters, values, module, complete)
+            for module in module_names(adapters)
         }
-    return LoraAdapter(result_name, _base(adapters), modules, recipe)
+    shapes = {module: f.shape for adapter in adapters for module, f in adapter.modules.items()}
+    updates = {module: FullRankUpdate(shapes[module], call) for module, call in compute.items()}
+    return FullRankMerge(result_name, _base(adapters), updates, recipe)
 
 
 def build(name: str, stack: Stack, **parameters) -> nn.Module:
     """The learnable part of a method, put on the stack: a Coefficients module, or a router.
 
-    Train its parameters as METHODS[name].recipe says (or otherwise), then `freeze`. Raises LabError for a
-    static method.
+    Train its parameters as METHODS[name].recipe says (or otherwise); then `freeze`, unless it is a router. A
+    method whose coefficients are finer than skills (`rank_cat`) stacks the skills anew, in its parts. Raises
+    LabError for a static method or a search.
     """
     method = get_method(name)
+    if method.kind == "search":
+        raise LabError(f"{name} has no parameters to train; use lab.merging.search or lab.learning.learn.")
     if method.kind not in ("coefficients", "router"):
         raise LabError(f"{name} has nothing to learn; merge the adapters by it instead.")
     complete = complete_parameters(method, parameters)
+    device = next(iter(stack.layers.values())).weight.device
     if method.kind == "router":
-        return method.function(stack, **complete)
-    coefficients = method.function(stack.adapters, **complete)
+        return method.function(stack, **complete).to(device)
+    whole = getattr(stack, "whole", stack.adapters)  # an earlier build may have stacked parts of them
+    coefficients = method.function(whole, **complete).to(device)
     coefficients.recipe = {"method": name, "parameters": complete}
-    coefficients.to(next(iter(stack.layers.values())).spread.device)
+    if coefficients.skills != stack.skills:
+        stack.detach()
+        stack.__init__(stack.model, coefficients.adapters)
+        stack.whole = whole
+    if stack.adapters != whole:
+        coefficients.recipe["inputs"] = _inputs(whole)
     stack.set_coefficients(coefficients)
     return coefficients
+
+
+def search(
+    name: str,
+    adapters: Sequence[LoraAdapter],
+    loss: Callable[[LoraAdapter], float | None],
+    steps: int | None = None,
+    **parameters,
+) -> LoraAdapter:
+    """The adapter that a method without gradients (`lorahub`) finds by trying `steps` of them.
+
+    loss: of an adapter, in nats per token; None ends the search with the best so far. steps: default what
+    the method's source does. Raises LabError for another method, or adapters that do not fit together.
+    """
+    method = get_method(name)
+    if method.kind != "search":
+        raise LabError(f"{name} does not search; use lab.merging.merge or lab.learning.learn.")
+    complete = complete_parameters(method, parameters)
+    check_compatible(adapters)
+    found = method.function(adapters, loss, method.recipe.steps if steps is None else steps, **complete)
+    recipe = {"method": name, "parameters": complete, "inputs": _inputs(adapters), **found.recipe}
+    return LoraAdapter(found.name, _base(adapters), found.modules, recipe)
 
 
 def freeze(stack: Stack, coefficients: Coefficients, *, name: str | None = None) -> LoraAdapter:
@@ -148,8 +238,11 @@ def freeze(stack: Stack, coefficients: Coefficients, *, name: str | None = None)
             "The learned coefficients contain NaN or infinite values; lower the learning rate and learn "
             "again."
         )
-    recipe = {**coefficients.recipe, "inputs": _inputs(stack.adapters), **_coefficient_record(coefficients)}
-    name = name or f"{coefficients.recipe.get('method', 'cat')}({', '.join(stack.skills)})"
+    recipe = dict(coefficients.recipe)
+    if "inputs" not in recipe:
+        recipe["inputs"] = _inputs(stack.adapters)
+    recipe |= _coefficient_record(coefficients)
+    name = name or f"{recipe.get('method', 'cat')}({', '.join(i['name'] for i in recipe['inputs'])})"
     merged = concatenate(stack.adapters, values, name=name, recipe=recipe)
     return LoraAdapter(name, _base(stack.adapters), merged.modules, recipe)
 

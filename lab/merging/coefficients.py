@@ -1,44 +1,63 @@
 """Coefficients of a concatenation: what learned methods learn, and the concatenation that they turn into."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lab.adapter import LoraAdapter, LoraFactors, module_names
+from lab.errors import LabError
 from lab.merging.registry import seeded_generator
 
 Parametrisation = Literal["softmax", "sigmoid", "free"]
 Granularity = Literal["module", "layer", "model"]
 
+# From raw values (skills, units) to coefficients.
+_PARAMETRISATIONS = {
+    "softmax": lambda raw: raw.softmax(dim=0),
+    "sigmoid": torch.sigmoid,
+    "free": lambda raw: raw,
+    "clamp": lambda raw: raw.clamp(0, 1),
+    "leaky_relu": F.leaky_relu,
+}
+
 
 class Coefficients(nn.Module):
     """One coefficient per skill and unit; calling it gives (skills, modules), differentiable, fp32.
 
-    parametrisation: "softmax" over the skills, "sigmoid" each, or "free" (the raw number).
+    parametrisation: "softmax" over the skills; or each for itself: "sigmoid", "free" (the raw number), "clamp"
+    to [0, 1], or "leaky_relu" (slope 0.01 below zero).
     granularity: a unit is a module, a layer (all modules whose names agree up to the first number) or the
     whole model.
-    seed: None starts equal (softmax: 1/k, sigmoid: 0.5, free: 1/k); a number starts with raw values from N(0,
-    1), drawn per skill name, so that the order of skills does not matter.
+    start: the value that every coefficient starts from; None: softmax 1/k, sigmoid 0.5, the others 1/k.
+    seed: a number starts instead with raw values from N(0, 1), drawn per skill name, so that the order of
+    skills does not matter.
 
     A skill that lacks a module counts there as a zero update, so the softmax is over all skills in every
     module and equal coefficients are exactly `cat_static`.
 
-    raw: the only parameter, (skills, units). skills, module_names, units: names. recipe: how the values were
-    made (JSON-able).
+    raw: the only parameter, (skills, units). skills, module_names, units: names. adapters: what the
+    coefficients multiply. recipe: how the values were made (JSON-able). A method may set `objective`, which
+    `lab.learning.learn` then minimises in place of the loss on the labels.
+
+    Raises LabError for a start that the parametrisation cannot give.
     """
 
     def __init__(
         self,
         adapters: Sequence[LoraAdapter],
         *,
-        parametrisation: Parametrisation = "softmax",
+        parametrisation: str = "softmax",
         granularity: Granularity = "module",
+        start: float | None = None,
         seed: int | None = None,
     ):
         super().__init__()
+        self.adapters = tuple(adapters)
         self.skills = tuple(adapter.name for adapter in adapters)
         self.module_names = tuple(module_names(adapters))
         self.parametrisation = parametrisation
@@ -46,8 +65,8 @@ class Coefficients(nn.Module):
         self.units = tuple(dict.fromkeys(unit_of))
         self.recipe: Mapping[str, object] = {}
         if seed is None:
-            start = 1 / len(self.skills) if parametrisation == "free" else 0.0
-            raw = torch.full((len(self.skills), len(self.units)), start)
+            value = _raw_start(parametrisation, start, len(self.skills))
+            raw = torch.full((len(self.skills), len(self.units)), value)
         else:
             raw = torch.stack(
                 [torch.randn(len(self.units), generator=seeded_generator(seed, s)) for s in self.skills]
@@ -59,12 +78,7 @@ class Coefficients(nn.Module):
     def forward(self) -> Tensor:
         # In fp32 also under autocast: a step of 1e-4 is below the resolution of bf16 near 0.5.
         with torch.autocast(self.raw.device.type, enabled=False):
-            if self.parametrisation == "softmax":
-                values = self.raw.softmax(dim=0)
-            elif self.parametrisation == "sigmoid":
-                values = self.raw.sigmoid()
-            else:
-                values = self.raw
+            values = _PARAMETRISATIONS[self.parametrisation](self.raw)
             # A product with one-hot columns instead of an index: its backward pass is deterministic on GPUs too.
             return values @ self.selector
 
@@ -87,6 +101,25 @@ def concatenate(
                 B.append(values[row, column].to(factors.B) * (factors.scaling * factors.B))
         modules[module] = LoraFactors(torch.cat(A), torch.cat(B, dim=1))
     return LoraAdapter(name, adapters[0].base, modules, recipe)
+
+
+def _raw_start(parametrisation: str, start: float | None, k: int) -> float:
+    """The raw value whose coefficient is `start`."""
+    if start is None:
+        return 0.0 if parametrisation in ("softmax", "sigmoid") else 1 / k
+    if parametrisation == "softmax":
+        raise LabError(
+            f"start is {start:g}, but softmax coefficients start from 1/k and always sum to 1; leave start out, "
+            f"or choose the parametrisation sigmoid or free."
+        )
+    if parametrisation == "sigmoid":
+        if not 0 < start < 1:
+            raise LabError(
+                f"start is {start:g}; a sigmoid lies between 0 and 1: give a number between them, or choose "
+                f"the parametrisation free."
+            )
+        return math.log(start / (1 - start))
+    return float(start)
 
 
 def _unit(module: str, granularity: str) -> str:

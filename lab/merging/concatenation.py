@@ -1,13 +1,14 @@
 """Concatenation of LoRAs, Σ_i a_i^m ΔW_i: exact at rank Σr ("LoRA Soups", arXiv 2410.13025, Section 3)."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from lab.adapter import LoraAdapter
 from lab.merging.coefficients import Coefficients, Granularity, Parametrisation
-from lab.merging.registry import Recipe, merge_method
+from lab.merging.registry import Range, Recipe, merge_method
 
 LORA_SOUPS = "https://arxiv.org/abs/2410.13025"
 
@@ -32,12 +33,15 @@ def cat(
     *,
     parametrisation: Parametrisation = "softmax",
     granularity: Granularity = "module",
+    start: Annotated[
+        float | None, Range(-10, 10), "where every coefficient starts; None: 1/k, or 0.5 for sigmoid"
+    ] = None,
 ) -> Coefficients:
     """Learnable concatenation (CAT): one learned coefficient per skill and module, from equal ones.
 
     Its start is fixed, so a seed matters only for the order of the training data.
     """
-    return Coefficients(adapters, parametrisation=parametrisation, granularity=granularity)
+    return Coefficients(adapters, parametrisation=parametrisation, granularity=granularity, start=start)
 
 
 @merge_method(

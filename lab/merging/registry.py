@@ -13,6 +13,9 @@ Its positional parameters say what kind of method it is:
     split; the result's scaling is 1.
 (adapters) -> Coefficients, kind "coefficients"
     Learned as the `recipe` says, or fixed when there is none.
+(adapters, loss, steps) -> LoraAdapter, kind "search"
+    Learned without gradients: tries so many adapters, each scored by `loss(adapter)` (nats per token; None
+    when the search is to end before), and returns the best.
 (stack) -> nn.Module, kind "router"
     Gives coefficients per token; it puts itself on the stack (`Stack.set_routers`).
 
@@ -41,6 +44,7 @@ KINDS = {
     ("A", "B", "weights"): "factors",
     ("A", "B", "scalings", "weights"): "raw factors",
     ("adapters",): "coefficients",
+    ("adapters", "loss", "steps"): "search",
     ("stack",): "router",
 }
 
@@ -87,12 +91,20 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the source trains a learned method. steps: optimizer steps, None for `epochs` over the data."""
+    """How the source trains a learned method.
 
-    learning_rate: float
+    learning_rate: None for a search without gradients. steps: optimizer steps or tries, None for `epochs`
+    over the data.
+    data: "mix" (the skills' own data, with answers), "prompts" (the same, without answers) or "target"
+    (examples of the target task, which no other method sees). rows: how many, None for all there are.
+    """
+
+    learning_rate: float | None
     batch_size: int
     epochs: int = 1
     steps: int | None = None
+    data: Literal["mix", "prompts", "target"] = "mix"
+    rows: int | None = None
 
 
 @dataclass(frozen=True)

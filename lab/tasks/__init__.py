@@ -19,7 +19,8 @@ class Task:
     """load(source, split, count, seed) gives examples of a split (train, calibration, test); count None means all there are.
 
     source: "world" (generated), a folder with the task's files, or "hub". score(completions, answers) gives one
-    lab.evaluation.scorers.Verdict per completion. demonstrations(source): (text, completion) pairs for few-shot prompts.
+    lab.evaluation.scorers.Verdict per completion. demonstrations(source, count): (text, completion) pairs of the
+    target for few-shot prompts and for methods that see a few.
     """
 
     name: str

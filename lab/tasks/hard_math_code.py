@@ -31,17 +31,18 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
     ]
 
 
-def demonstrations(source: str) -> list[tuple[str, str]]:
-    """Problem and program pairs for the few-shot baseline: generated ones, or the project's own for real problems.
+def demonstrations(source: str, count: int | None = None) -> list[tuple[str, str]]:
+    """The first `count` problem and program pairs, generated ones (default 3) or the project's own for real problems (all).
 
+    For the few-shot baseline and for methods that learn from a few examples of the target.
     Generated demonstrations come from training stories, so no test story is among them.
     """
     if source == "world":
         return [
             (s.text, "\n    ".join(["def solution():", *program_lines(s.chain, "total"), "return total"]))
-            for s in make_stories("train", 12345, 3, large=True)
+            for s in make_stories("train", 12345, count or 3, large=True)
         ]
-    return [(row["problem"], row["program"]) for row in json.loads((Path(__file__).parent / "pal.json").read_text())]
+    return [(row["problem"], row["program"]) for row in json.loads((Path(__file__).parent / "pal.json").read_text())[:count]]
 
 
 TASK = Task(

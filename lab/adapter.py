@@ -172,8 +172,8 @@ def load(
     name. Raises LabError for everything that plain factors cannot represent (DoRA, lora_bias,
     modules_to_save, …), naming it, and for missing, truncated, non-finite or inconsistent content.
     """
-    folder = _find(source, revision)
-    config = _read_config(folder)
+    folder = find_folder(source, revision)
+    config = read_config(folder)
     refuse_variants(config, str(folder))
     tensors, metadata = _read_weights(folder)
     factors = _factors(tensors, config, folder)
@@ -185,7 +185,8 @@ def load(
     )
 
 
-def _find(source: str | Path, revision: str | None) -> Path:
+def find_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The adapter's folder here, after fetching it where `source` is a Hub id. Raises LabError where there is none."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -219,7 +220,8 @@ def _find(source: str | Path, revision: str | None) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> dict:
+def read_config(folder: Path) -> dict:
+    """adapter_config.json as it is. Raises LabError when it is missing, no JSON or without a peft_type."""
     path = folder / CONFIG
     if not path.is_file():
         raise LabError(f"{folder} has no {CONFIG}; give the folder that PEFT's save_pretrained wrote.")
@@ -379,6 +381,7 @@ def save(
     recipe: Mapping[str, object] | None = None,
     dtype: str = "float32",
     pad_to_rank: int | None = None,
+    beside: Mapping[str, str | bytes] = MappingProxyType({}),
     overwrite: bool = False,
 ) -> None:
     """Write an ordinary PEFT folder that any engine reads: one global r (the largest rank or `pad_to_rank`;
@@ -386,8 +389,8 @@ def save(
     patterns, explicit target_modules.
 
     recipe: replaces adapter.recipe; written as recipe.json and into the safetensors metadata. dtype: one of
-    DTYPES. Raises LabError when the folder exists (unless `overwrite`), for a full disk, a dtype that
-    overflows, a rank too small.
+    DTYPES. beside: content of further files in the folder, by name. Raises LabError when the folder exists
+    (unless `overwrite`), for a full disk, a dtype that overflows, a rank too small.
     """
     if dtype not in DTYPES:
         raise LabError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
@@ -407,12 +410,15 @@ def save(
     with atomic_folder(folder, overwrite) as temporary:
         write_atomic(temporary / CONFIG, json.dumps(_uniform_config(adapter, rank), indent=2) + "\n")
         write_atomic(temporary / "recipe.json", recipe_text + "\n")
+        for name, content in beside.items():
+            write_atomic(temporary / name, content)
         try:
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt", "recipe": recipe_text})
         except SafetensorError as error:
             raise LabError(
                 f"Could not write {folder}: {error}; free some space or choose another folder."
             ) from error
+        os.chmod(temporary / WEIGHTS, 0o644)  # safetensors leaves it to the owner alone
         with open(temporary / WEIGHTS, "rb+") as file:
             os.fsync(file.fileno())
 

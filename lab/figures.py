@@ -115,6 +115,34 @@ def method_bars(table: pd.DataFrame, title: str = "Problems solved") -> Chart:
     return _named(chart, title, "; ".join(f"{label} {s:.1f} % ({lo:.1f} to {hi:.1f})" for label, s, lo, hi in shown))
 
 
+def tradeoff(table: pd.DataFrame, title: str = "What a merge keeps, and what it composes") -> Chart:
+    """A point per method: the skills' own tests against the target; a line joins those that none beats in both.
+
+    table: from `results.tradeoff`.
+    """
+    chart, (axes,) = _chart(4.6)
+    own, score = (100 * table[name].to_numpy(dtype=float) for name in ("own", "score"))
+    for role in (role for role in ROLES if role in set(table["role"])):
+        here = (table["role"] == role).to_numpy()
+        axes.plot(own[here], score[here], "o", color=COLOURS[role], markersize=6, alpha=0.85, label=_ROLE_LABELS.get(role, role))
+    order = np.lexsort((-score, -own))  # from the best keeper on: on the line is who scores more than all before
+    best = np.maximum.accumulate(score[order])
+    front = [i for i, position in enumerate(order) if i == 0 or score[position] > best[i - 1]]
+    axes.plot(own[order][front], score[order][front], color=INK, linewidth=1, linestyle=":", zorder=0)
+    named = set(order[front]) | set(np.argsort(-score)[:8])
+    for i in named:
+        axes.annotate(table["label"].iloc[i], (own[i], score[i]), (6, 3), textcoords="offset points", color=INK, fontsize=8)
+    axes.set_xlabel("right on the skills' own tests, mean %")
+    axes.set_ylabel("right on the target, %")
+    axes.set_xlim(-3, 108)
+    axes.margins(y=0.08)
+    _grid(axes, "both")
+    handles, _ = axes.get_legend_handles_labels()
+    _legend(chart, handles)
+    shown = zip(table["label"], own, score, strict=True)
+    return _named(chart, title, "; ".join(f"{label}: own {o:.0f} %, target {s:.0f} %" for label, o, s in shown))
+
+
 def coefficient_heatmap(record: RunRecord, title: str = "Coefficients of the merge") -> Chart:
     """Coefficients of one run: a panel per skill, rows are layers, columns module kinds; white is an equal share.
 

@@ -328,7 +328,7 @@ def skill_names(records: Iterable[RunRecord]) -> list[str]:
     """The skills that these records speak of, in the order of their first mention."""
     records = list(records)
     named = [name for r in records for name in (*r.own, *(r.coefficients or {}).get("skills", ()))]
-    return list(dict.fromkeys(named))
+    return list(dict.fromkeys(name.partition("[")[0] for name in named))  # one rank of a skill is called "maths[3]"
 
 
 def result_table(records: Sequence[RunRecord], reference: str) -> pd.DataFrame:
@@ -390,6 +390,43 @@ _COLUMNS = [
     "label", "role", "score", "low", "high", "by_seed", "n", "seeds", "unscored",
     "difference", "difference_low", "difference_high", "p", "p_holm", "test", "seconds",
 ]  # fmt: skip
+
+
+def tradeoff(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """What each method keeps of the skills and what it composes, for methods with every skill's own test: means over seeds.
+
+    Columns: label, role, own (mean over the skills' own tests) and score (the target), fractions; rank; support (effective
+    number of skills per token, routers only); seconds to make it.
+    """
+    skills, lines = skill_names(records), {}
+    for method, group in _group(records).items():
+        if any(r.own.get(skill) is None for r in group for skill in skills):
+            continue
+        info = describe(method, skills)
+        lines[method] = {
+            "label": info.label, "role": info.role,
+            "own": _mean(_mean(r.own[skill] for skill in skills) for r in group),
+            "score": _mean(r.scores["right"] for r in group),
+            "rank": _mean(r.parameters.get("rank") for r in group),
+            "support": _mean(r.parameters.get("effective_support") for r in group),
+            "seconds": _mean(r.seconds.get("make") for r in group),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def format_tradeoff(table: pd.DataFrame) -> pd.DataFrame:
+    """A tradeoff table as people read it, best on the target first. Strings throughout."""
+    table = table.sort_values("score", ascending=False)
+    return pd.DataFrame(
+        {
+            "right on the target, %": [_percent(value) for value in table["score"]],
+            "own tests, mean %": [_percent(value) for value in table["own"]],
+            "rank": ["" if np.isnan(value) else f"{value:.0f}" for value in table["rank"]],
+            "skills per token, effective": ["" if np.isnan(value) else f"{value:.2f}" for value in table["support"]],
+            "seconds to make": [f"{value:.1f}" for value in table["seconds"]],
+        },
+        index=table["label"].rename(None),
+    )
 
 
 def finding(table: pd.DataFrame) -> str:

@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder of the notebooks")
     parser.add_argument("--only", nargs="+", metavar="SECTION", help="names (or their beginnings) of the notebooks to run")
     parser.add_argument("--runs", type=Path, default=Path("artifacts/runs"), help="where executed notebooks go")
-    parser.add_argument("--full", action="store_true", help="three seeds and 500 problems into results/ (about an hour)")
+    parser.add_argument("--full", action="store_true", help="three seeds and 500 problems, and what lies beyond the paper (x…), into results/ (hours)")
     parser.add_argument("--results", type=Path, help="where pages and records go (default results/quick, with --full results)")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     options = parser.parse_args(arguments)
@@ -178,7 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = options.results or Path("results" if options.full else "results/quick")
     given = {name: _value(text) for name, text in options.parameters}
     usual = {"out": str(results.resolve())} | (FULL if options.full else {})
-    plan = _plan(sorted(options.notebooks.glob("*.ipynb")), options.only, given, options.notebooks)
+    paths = sorted(options.notebooks.glob("*.ipynb"))
+    if not (options.full or options.only):  # what lies beyond the paper takes longer than a first look should
+        paths = [path for path in paths if not path.stem.startswith("x")]
+    plan = _plan(paths, options.only, given, options.notebooks)
     for path, parameters in plan.items():
         plan[path] = {name: value for name, value in usual.items() if name in read_parameters(path)} | parameters
     runs = []

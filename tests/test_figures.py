@@ -55,6 +55,7 @@ def every_chart(table):
         figures.error_bars(CLASSES),
         figures.super_linear_bars(SUPER),
         figures.table_one(TWO_BY_TWO),
+        figures.tradeoff(table.assign(own=[0.0, 0.9, 0.5])),
     ]
 
 

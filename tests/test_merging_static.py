@@ -24,7 +24,7 @@ from lab.merging.factorwise import dare_linear_factors, linear_factors, ties_fac
 from lab.merging.pruning import drop_randomly, elect_and_merge, keep_largest
 from lab.merging.ties import ties
 
-STATIC = [name for name, method in METHODS.items() if method.kind not in ("coefficients", "router")]
+STATIC = [name for name, method in METHODS.items() if method.kind not in ("coefficients", "router", "search")]
 FACTORWISE = {
     "linear_factors",
     "ties_factors",

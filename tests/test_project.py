@@ -50,6 +50,13 @@ def test_section_notebook_runs_small(tiny_base, tmp_path):
     assert len(records) == len(run.parameters["methods"])
 
 
+def test_atlas_notebook_runs_small(tiny_base, tmp_path):
+    given = {name: value for name, value in small(tiny_base, tmp_path).items() if name != "problems"}
+    given |= {"rows": 2, "methods": ["cat_static", "rank_cat", "arrow"]}
+    run = run_notebook(PROJECT / "notebooks" / "x3_methods.ipynb", tmp_path / "run.ipynb", given)
+    assert run.ok, f"cell {run.failed_cell}: {run.error}"
+
+
 def test_section_notebook_runs_on_real_rows_and_another_base(tmp_path, tokenizer, data_folder):
     """The same path with GSM8K, Code Alpaca and GSM-Hard rows and a base of another shape, straight through papermill."""
     import papermill

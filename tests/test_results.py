@@ -215,6 +215,16 @@ def test_smaller_tables(records):
     assert results.stage_seconds(records).loc["Learned CAT", "learning"] == 3.0
 
 
+def test_tradeoff_and_the_ranks_of_a_skill(records):
+    part = replace(records[-1], coefficients={"skills": ["maths[0]", "maths[1]"], "modules": ["m"], "values": [[1], [1]]})
+    assert results.skill_names([*records[:-1], part]) == results.skill_names(records)
+    table = results.tradeoff(records)
+    assert set(table.index) == {r.method for r in records if all(r.own.get(s) is not None for s in results.skill_names(records))}
+    first = next(r for r in records if r.method == table.index[0])
+    assert table["own"].iloc[0] == pytest.approx(sum(first.own.values()) / len(first.own))
+    assert len(results.format_tradeoff(table)) == len(table)
+
+
 def test_methods_are_described_in_one_place():
     order = ["base", "maths", "cat_random", "cat_static", "unheard_of", "cat", "cat_sigmoid", "data_mix"]
     infos = [results.describe(name, ["maths"]) for name in order]

@@ -147,3 +147,13 @@ def test_plan_checks_everything_first(tmp_path):
         runs._plan([first, second], ["s5_3"], {}, tmp_path)
     with pytest.raises(LabError, match="no notebooks"):
         runs._plan([], None, {}, tmp_path)
+
+
+def test_a_quick_run_leaves_out_what_lies_beyond_the_paper(tmp_path, capsys):
+    for name in ("s1.ipynb", "x1.ipynb"):
+        write(tmp_path / name, "1")
+    usual = ["--notebooks", str(tmp_path), "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "out")]
+    assert runs.main(usual) == 0
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"s1.ipynb"}
+    assert runs.main([*usual, "--only", "x1"]) == 0
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"s1.ipynb", "x1.ipynb"}

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import adapter, gpt2, llama, logits, relative_error, three_skills, tokens, two_skills
@@ -153,6 +154,101 @@ def test_backward_keeps_only_rank_wide_tensors():
         layer(x)
     new = [t for t in saved if t.data_ptr() not in weights]
     assert new and sum(t.numel() for t in new) <= 100 * 6 + 3 + 6
+
+
+    saved.clear()
+    layer.set_coefficients(torch.ones(3))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        layer(x.requires_grad_())
+    assert sum(t.numel() for t in saved if t.data_ptr() not in weights) <= 3 + 18
+
+
+def plain_autograd(layer, x, c):
+    v = F.linear(x, layer.A_cat) * (c @ layer.spread.to(c.dtype))
+    return layer.base(x) + F.linear(v.to(x.dtype), layer.B_cat)
+
+
+def mixed_layer(base, dtype=torch.float32):
+    """Three skills, one of them absent."""
+    torch.manual_seed(0)
+    factors = [LoraFactors(torch.randn(r, 64), torch.randn(48, r), s) for r, s in ((2, 1.0), (3, -0.5))]
+    for parameter in base.parameters():
+        nn.init.normal_(parameter)
+    return StackedLinear(base.to(dtype).requires_grad_(False), [factors[0], None, factors[1]])
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 48), lambda: nn.Linear(64, 48, bias=False), lambda: Conv1D(48, 64)])
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_output_and_gradients_are_those_of_plain_autograd(make, hooked, per_token, dtype, tolerance):
+    layer = mixed_layer(make(), dtype)
+    calls = []
+    if hooked:  # a layer with anything added to it is called as it is
+        layer.base.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(2, 5, 64).to(dtype).requires_grad_()
+    c = torch.randn((2, 5, 3) if per_token else (3,), dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
+    layer.set_coefficients(c)
+    g = torch.randn(2, 5, 48).to(dtype)
+    y, expected = layer(x), plain_autograd(layer, x, c)
+    assert len(calls) == 2 * hooked
+    assert y.dtype == dtype and relative_error(y, expected) < tolerance
+    for ours, reference in zip(
+        torch.autograd.grad(y, (x, c), g), torch.autograd.grad(expected, (x, c), g), strict=True
+    ):
+        assert ours.dtype == reference.dtype and relative_error(ours, reference) < tolerance
+    with torch.no_grad():
+        assert torch.equal(layer(x), y) and not layer(x).requires_grad
+
+
+@pytest.mark.parametrize("shape", [(64,), (0, 64), (2, 0, 64)])
+def test_any_leading_shape(shape):
+    layer = mixed_layer(nn.Linear(64, 48))
+    x, c = torch.ones(shape, requires_grad=True), torch.ones(3, requires_grad=True)
+    layer.set_coefficients(c)
+    layer(x).sum().backward()
+    assert layer(x).shape == (*shape[:-1], 48) and x.grad.shape == shape and c.grad.shape == (3,)
+    torch.testing.assert_close(layer(x), plain_autograd(layer, x, c))
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_under_autocast_coefficients_keep_their_precision(hooked):
+    layer = mixed_layer(nn.Linear(64, 48))
+    if hooked:
+        layer.base.register_forward_hook(lambda *_: None)
+    x, c = torch.randn(50, 64, requires_grad=True), torch.full((3,), 0.5, requires_grad=True)
+
+    def run(c):
+        layer.set_coefficients(c)
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(x)
+
+    y = run(c)
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16 and c.grad.dtype == x.grad.dtype == torch.float32
+    assert relative_error(y.float(), plain_autograd(layer, x, c)) < 2e-2
+    # A step of 1e-3 is below the resolution of bf16 at 0.5: rounded, the coefficient would not move.
+    assert not torch.equal(run(c.detach() + 1e-3), y)
+
+
+def test_autocast_keeps_no_second_copy_of_a_frozen_weight():
+    layer = mixed_layer(nn.Linear(64, 48))
+    layer.set_coefficients(torch.ones(3, requires_grad=True))
+    saved = []
+    own = {t.data_ptr() for t in [*layer.buffers(), layer.weight]}
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+    ):
+        layer(torch.randn(7, 64, requires_grad=True))
+    assert max(t.numel() for t in saved if t.data_ptr() not in own) == 7 * 5
+
+
+def test_a_trainable_base_layer_gets_its_gradient():
+    layer = mixed_layer(nn.Linear(64, 48))
+    layer.base.requires_grad_(True)
+    layer(torch.randn(7, 64)).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0 and layer.bias.grad.abs().sum() > 0
 
 
 def test_routers_give_coefficients_per_token():

@@ -11,7 +11,8 @@ from lab.merging.registry import Range, Recipe, merge_method
 @merge_method(
     paper="https://arxiv.org/abs/2602.12323",
     formula="Σ_i Σ_j a_ij^m s_i b_ij a_ijᵀ, one learned coefficient per rank j of skill i",
-    recipe=Recipe(learning_rate=5e-2, batch_size=8, steps=100),
+    # The rate that the held-out loss chose in the embedded world (0.035 nats; 0.071 at 1e-2, 0.054 at 3e-1).
+    recipe=Recipe(learning_rate=1e-1, batch_size=8),
 )
 def rank_cat(
     adapters: Sequence[LoraAdapter],

@@ -179,6 +179,7 @@ class Bench:
         """A merge of this bench, from the store or anew; `build(checkpoint)` gives the adapter or router, and the facts about it."""
 
         def make(folder: Path, checkpoint: Path) -> None:
+            _ = self.skills  # trained now where they are missing: their time is not the merge's
             started = time.time()
             merged, facts = build(checkpoint)
             (save_router if isinstance(merged, Router) else adapters_of.save)(folder, merged, overwrite=True)

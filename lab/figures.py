@@ -129,8 +129,9 @@ def tradeoff(table: pd.DataFrame, title: str = "What a merge keeps, and what it 
     best = np.maximum.accumulate(score[order])
     front = [i for i, position in enumerate(order) if i == 0 or score[position] > best[i - 1]]
     axes.plot(own[order][front], score[order][front], color=INK, linewidth=1, linestyle=":", zorder=0)
-    named = set(order[front]) | set(np.argsort(-score)[:8])
-    for i in named:
+    roles = table["role"].to_numpy()
+    leaders = {max(np.flatnonzero(roles == role), key=by.__getitem__) for role in set(roles) for by in (own, score)}
+    for i in leaders | set(order[front]):
         axes.annotate(table["label"].iloc[i], (own[i], score[i]), (6, 3), textcoords="offset points", color=INK, fontsize=8)
     axes.set_xlabel("right on the skills' own tests, mean %")
     axes.set_ylabel("right on the target, %")

@@ -320,7 +320,7 @@ CONTENDERS: dict[str, Callable[[Bench], Entry]] = {
     "random_loras": random_loras,
     "rescale_one": rescale_one,
 }
-SHIPPED = Path(__file__).parent / "world" / "skills"  # the embedded skills of seed 0, used while their hash fits
+SHIPPED = Path(__file__).parent / "world" / "skills"  # embedded skills and data-mix of seed 0, used while their hash fits
 SEEDLESS = ("base", "few_shot")  # the same for every seed
 
 

@@ -8,8 +8,9 @@ import torch
 
 from lab import comparison, learning, skills
 from lab.base import load_base
-from lab.comparison import MATH_CODE, Bench, compare, get_contender, random_adapters
+from lab.comparison import MATH_CODE, SHIPPED, Bench, compare, get_contender, random_adapters
 from lab.errors import LabError
+from lab.files import PROJECT
 from lab.learning import held_out_loss, learn, split_held_out
 from lab.presets import get_preset
 from lab.results import load_records
@@ -176,3 +177,12 @@ def test_shipped_skills_are_those_of_the_embedded_preset(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "train_lora", lambda *args, **kwargs: pytest.fail("a shipped skill was trained again"))
     assert [a.name for a in bench.skills] == ["maths", "code"]
     assert all(a.rank == bench.preset.rank for a in bench.skills)
+
+
+@pytest.mark.parametrize("name", ["maths", "code", "data_mix"])
+def test_what_is_shipped_is_what_the_committed_records_measured(name, tmp_path):
+    bench = Bench(MATH_CODE, get_preset("embedded"), 0, Store(tmp_path / "store", shipped=SHIPPED), None, None)
+    adapter, _ = get_contender(name, MATH_CODE)(bench).load()
+    assert not (tmp_path / "store").exists()  # nothing was trained
+    committed = load_records(PROJECT / "results" / "records", "s5_1_math_code")
+    assert [r.hashes["adapter"] for r in committed if (r.method, r.seed) == (name, 0)] == [adapter.digest()]

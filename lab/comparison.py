@@ -254,8 +254,13 @@ def static(bench: Bench, method: str, **parameters) -> Entry:
     """A static method of lab.merging with its default weights, or a router that learns nothing."""
     if "seed" in {p.name for p in METHODS[method].parameters}:
         parameters.setdefault("seed", bench.seed)
-    make = partial(bench.router, method, parameters) if METHODS[method].kind == "router" else partial(merge, method, bench.skills, **parameters)
-    return bench.made(method, bench.key(method=method, parameters=parameters), lambda _: (make(), {}))
+
+    def build_it(_: Path) -> tuple[LoraAdapter | Router, dict]:
+        if METHODS[method].kind == "router":
+            return bench.router(method, parameters), {}
+        return merge(method, bench.skills, **parameters), {}
+
+    return bench.made(method, bench.key(method=method, parameters=parameters), build_it)
 
 
 def new_lora(bench: Bench, compute: bool = False) -> Entry:

@@ -6,6 +6,7 @@ Whatever a notebook shows is cleaned before it is placed in a page: HTML loses e
 import base64
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -153,7 +154,7 @@ def render_page(nb: NotebookNode, section: str) -> str:
     body, _ = exporter.from_notebook_node(nb)
     data = json.dumps(told).replace("<", "\\u003c")
     page = _PAGES.get_template("page.html.j2").render(card=told, body=Markup(body), data=Markup(data), duration=duration)
-    return page.replace(f"{PROJECT}/", "")  # where the project lies on this machine is nobody's business
+    return page.replace(f"{PROJECT}/", "").replace(f"{sys.prefix}/", "")  # where things lie on this machine is nobody's business
 
 
 def render_index(results: Path | str) -> str:

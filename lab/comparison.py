@@ -287,9 +287,9 @@ def random_adapters(adapters: Sequence[LoraAdapter], seed: int) -> list[LoraAdap
     ]
 
 
-def random_loras(bench: Bench) -> Entry:
-    """Control: CAT learned on noise in place of the skills (arXiv 2602.12323)."""
-    return learned(bench, "cat", adapters=lambda: random_adapters(bench.skills, bench.seed), kind="random_loras")
+def random_loras(bench: Bench, method: str = "cat", kind: str = "random_loras") -> Entry:
+    """Control: a method learned on noise in place of the skills (arXiv 2602.12323)."""
+    return learned(bench, method, adapters=lambda: random_adapters(bench.skills, bench.seed), kind=kind)
 
 
 def rescale_one(bench: Bench, scales: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)) -> Entry:
@@ -323,6 +323,7 @@ CONTENDERS: dict[str, Callable[[Bench], Entry]] = {
     "new_lora": new_lora,
     "new_lora_compute": partial(new_lora, compute=True),
     "random_loras": random_loras,
+    "random_loras_per_rank": partial(random_loras, method="rank_cat", kind="random_loras_per_rank"),
     "rescale_one": rescale_one,
 }
 SHIPPED = Path(__file__).parent / "world" / "skills"  # embedded skills and data-mix of seed 0, used while their hash fits

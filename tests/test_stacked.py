@@ -38,7 +38,7 @@ def test_stacked_layer_is_the_formula(data, ranks, conv, per_token):
     n_in, n_out = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
     scalings = data.draw(st.lists(st.floats(-3, 3, width=32), min_size=len(ranks), max_size=len(ranks)))
     torch.manual_seed(data.draw(st.integers(0, 99)))
-    base = Conv1D(n_out, n_in) if conv else nn.Linear(n_in, n_out)
+    base = (Conv1D(n_out, n_in) if conv else nn.Linear(n_in, n_out)).requires_grad_(False)
     factors = [
         LoraFactors(torch.randn(r, n_in), torch.randn(n_out, r), s) if r else None
         for r, s in zip(ranks, scalings, strict=True)
@@ -177,7 +177,9 @@ def mixed_layer(base, dtype=torch.float32):
     return StackedLinear(base.to(dtype).requires_grad_(False), [factors[0], None, factors[1]])
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 48), lambda: nn.Linear(64, 48, bias=False), lambda: Conv1D(48, 64)])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(64, 48), lambda: nn.Linear(64, 48, bias=False), lambda: Conv1D(48, 64)]
+)
 @pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
@@ -187,7 +189,8 @@ def test_output_and_gradients_are_those_of_plain_autograd(make, hooked, per_toke
     if hooked:  # a layer with anything added to it is called as it is
         layer.base.register_forward_hook(lambda *_: calls.append(1))
     x = torch.randn(2, 5, 64).to(dtype).requires_grad_()
-    c = torch.randn((2, 5, 3) if per_token else (3,), dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
+    precise = torch.promote_types(dtype, torch.float32)
+    c = torch.randn((2, 5, 3) if per_token else (3,), dtype=precise, requires_grad=True)
     layer.set_coefficients(c)
     g = torch.randn(2, 5, 48).to(dtype)
     y, expected = layer(x), plain_autograd(layer, x, c)

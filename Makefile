@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: results results-full test lab base clean
+.PHONY: app results results-full test lab base clean
 
 # Quick: one seed, 200 problems, pages in results/quick/.
 results: $(READY)
@@ -14,6 +14,10 @@ results-full: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# The app, in a browser on this machine.
+app: $(READY)
+	$(BIN)/python app.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -1,0 +1,158 @@
+"""The app: `python app.py` opens the lab in a browser; everything it shows comes from lab.app and the library."""
+
+import os
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import argparse
+import ipaddress
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+
+from lab.app.context import Context
+from lab.app.engine import Engine
+from lab.app.page import build_page
+from lab.app.sources import Access, open_adapter, shipped_folders, shipped_skills
+from lab.errors import LabError
+from lab.files import PROJECT, in_project
+from lab.presets import get_preset
+
+CSS = Path(__file__).parent / "lab" / "app" / "page.css"
+
+
+def build_app(
+    base: str = "",
+    adapters: Sequence[str] = (),
+    *,
+    preset: str = "embedded",
+    device: str | None = None,
+    results: Path | str = "results",
+    files: Path | str = "artifacts/app",
+    shared: bool = False,
+    roots: Sequence[Path | str] = (),
+) -> gr.Blocks:
+    """The page, ready to launch, with the base in memory. Raises LabError when base or adapters cannot be read.
+
+    base: "embedded", a folder or a Hub id; default the preset's. adapters: PEFT folders or Hub ids (NAME=FOLDER);
+    default, on the embedded base, the shipped skills. results: folder with the records. files: where votes are kept.
+    shared: others than this machine can reach the page; then visitors may only name folders under `roots` and upload.
+    """
+    chosen = get_preset(preset)
+    source = base or chosen.base
+    engine = Engine(source, revision=None if base else chosen.revision, dtype=chosen.dtype, device=device)
+    found, sources = [], {}
+    for adapter in adapters:
+        found.append(open_adapter(str(adapter), taken=[a.name for a in found]))
+        sources[found[-1].name] = str(adapter).rpartition("=")[2]
+    if not found and source == "embedded":
+        found = shipped_skills()
+        sources = {name: str(folder.relative_to(PROJECT)) for name, folder in shipped_folders().items()}
+    records = in_project(results) / "records"
+    access = Access(tuple(map(Path, roots)) if shared else None)
+    folder = records if records.is_dir() else in_project(results)
+    context = Context(engine, chosen, tuple(found), folder, in_project(files), access, sources)
+    if found:  # refuse at once what no visitor could use
+        context.session().take(found, engine.model, source)
+    blocks = build_page(context)
+    blocks.context = context
+    return blocks
+
+
+def launch_options() -> dict:
+    """How the page is served: its own looks, no request to any other host, nothing told to anybody."""
+    system = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+    mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+    theme = gr.themes.Default(
+        primary_hue="blue", font=system, font_mono=mono, spacing_size="sm", radius_size="sm", text_size="md"
+    )
+    return {
+        "theme": theme,
+        "css_paths": [CSS],
+        "share": False,
+        "ssr_mode": False,
+        "run_history": False,
+        "enable_monitoring": False,
+        "footer_links": ["api"],
+        "max_file_size": "4gb",
+        "quiet": True,
+        "show_error": False,
+        "mcp_server": False,
+        "pwa": False,
+    }
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the page until interrupted. 0 when it ended well, 2 with one line on stderr for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python app.py", description="Load LoRA skills, set or learn their alphas, compare, take the merge home."
+    )
+    parser.add_argument("--base", default="", help="embedded, a model folder or a Hub id (default: the preset's)")
+    parser.add_argument(
+        "--adapters",
+        nargs="+",
+        default=[],
+        metavar="ADAPTER",
+        help="PEFT folders or Hub ids; NAME=FOLDER names one (default: the shipped skills)",
+    )
+    parser.add_argument(
+        "--preset", default="embedded", help="embedded, small or paper: base, dtype and data (default embedded)"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
+    parser.add_argument(
+        "--roots",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="folders that visitors may read from when --host is not this machine",
+    )
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (default: a GPU when there is one)")
+    parser.add_argument("--results", default="results", help="folder of the records (default results)")
+    options = parser.parse_args(arguments)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if options.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # learning goes where the model is
+    try:
+        if not 0 < options.port < 65536:
+            raise LabError(f"The port is {options.port}; give a number from 1 to 65535.")
+        blocks = build_app(
+            options.base,
+            options.adapters,
+            preset=options.preset,
+            device=options.device,
+            results=options.results,
+            shared=not is_loopback(options.host),
+            roots=[*options.roots, *options.adapters, PROJECT / "artifacts"],
+        )
+        try:
+            _, url, _ = blocks.launch(
+                server_name=options.host, server_port=options.port, prevent_thread_lock=True, **launch_options()
+            )
+        except OSError as error:
+            raise LabError(
+                f"Port {options.port} on {options.host} cannot be used ({error}); choose another with --port."
+            ) from error
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Soup Lab is open at {url} (Ctrl+C ends it)", flush=True)
+    blocks.block_thread()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

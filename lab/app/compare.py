@@ -1,0 +1,260 @@
+"""Side by side: the same questions to several columns, streamed together, programs run, answers judged and compared."""
+
+import difflib
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+from lab import prompts
+from lab.app import html
+from lab.app.engine import Engine
+from lab.app.learning import TASKS
+from lab.app.session import Session
+from lab.app.streaming import Answer, Decoding, stream
+from lab.errors import LabError
+from lab.evaluation.sandbox import run_programs
+from lab.evaluation.scorers import Verdict, extract_program, score_final_number, score_program
+from lab.presets import Preset
+
+ROWS = 32  # of one batch
+TEMPLATES = {"Question → program": prompts.CODE, "Question → answer in words": prompts.MATHS, "as typed": "{text}"}
+CHAT = "chat template of the base"
+LETTERS = "ABCDEFGHIJKL"  # of blind answers
+COLUMNS = len(LETTERS)
+QUESTIONS = 500
+
+
+@dataclass(frozen=True)
+class Question:
+    """prompt: what the model reads. gold: the answer, "" when unknown. program: an answer must be a program."""
+
+    prompt: str
+    gold: str = ""
+    program: bool = False
+
+
+@dataclass
+class Comparison:
+    """answers, verdicts, values: [question][column]. order: of the columns as shown. players: their names in votes."""
+
+    columns: tuple[str, ...]
+    players: tuple[str, ...]
+    questions: tuple[Question, ...]
+    answers: list[list[Answer]]
+    verdicts: list[list[Verdict | None]]
+    values: list[list[str]]
+    order: tuple[int, ...]
+    blind: bool = False
+    voted: str | None = None
+    note: str = ""
+    done: bool = False
+    asked: int = field(default=0)  # questions begun
+
+
+def wrap(text: str, template: str, tokenizer) -> str:
+    """The prompt that the model reads."""
+    if not text.strip():
+        raise LabError("The prompt is empty; write something.")
+    if template == CHAT:
+        if not tokenizer.chat_template:
+            raise LabError("This base has no chat template; choose another one.")
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+    if template not in TEMPLATES:
+        raise LabError(f"There is no template {template!r}; choose {', '.join(TEMPLATES)}.")
+    return TEMPLATES[template].replace("{text}", text)
+
+
+def task_questions(name: str, preset: Preset, count: int, first: int = 0) -> list[Question]:
+    """Test problems of a task, from number `first`. Raises LabError."""
+    if name not in TASKS:
+        raise LabError(f"There is no task {name!r}; choose {', '.join(TASKS)}.")
+    if not (1 <= count <= QUESTIONS and first >= 0):
+        raise LabError(f"Ask 1 to {QUESTIONS} problems, from number 0 on.")
+    task = TASKS[name]
+    found = task.load(preset.data[name], "test", first + count, 0)[first:]
+    if not found:
+        raise LabError(f"{name} has fewer than {first + 1} test problems.")
+    return [Question(e.prompt, e.answer, name != "maths") for e in found]
+
+
+def compare(
+    engine: Engine,
+    session: Session,
+    questions: Sequence[Question],
+    columns: Sequence[str],
+    decoding: Decoding,
+    *,
+    run: bool = True,
+    blind: bool = False,
+) -> Iterator[Comparison]:
+    """Yield the comparison as it grows. It ends early, keeping what there is, when session.stop is set."""
+    columns = tuple(dict.fromkeys(columns))
+    if not columns:
+        raise LabError("Choose at least one column.")
+    if len(columns) > COLUMNS:
+        raise LabError(f"Choose at most {COLUMNS} columns.")
+    if not questions:
+        raise LabError("There is no question.")
+    adapters, rows = session.plan(columns)
+    lane = engine.lane(adapters)
+    session.stop.clear()
+    n, k = len(questions), len(columns)
+    order = tuple(random.sample(range(k), k)) if blind else tuple(range(k))
+    state = Comparison(
+        columns,
+        tuple(session.player(c) for c in columns),
+        tuple(questions),
+        [[Answer()] * k for _ in range(n)],
+        [[None] * k for _ in range(n)],
+        [[""] * k for _ in range(n)],
+        order,
+        blind,
+    )
+    session.run = state
+    step = max(1, ROWS // k)
+    for start in range(0, n, step):
+        chunk = range(start, min(start + step, n))
+        state.asked = chunk[-1] + 1
+        batch = [questions[i].prompt for i in chunk for _ in columns]
+        for answers in stream(engine, lane, batch, rows.repeat(len(chunk), 1, 1), decoding, session.stop.is_set):
+            for place, i in enumerate(chunk):
+                state.answers[i] = answers[place * k : (place + 1) * k]
+            yield state
+        if session.stop.is_set():
+            state.note = "stopped"
+            break
+        if run:
+            judge(state, chunk)
+            yield state
+    state.done = True
+    yield state
+
+
+def judge(state: Comparison, chunk: Sequence[int]) -> None:
+    """Run the programs of these questions' answers in the sandbox, and judge all answers whose gold is known."""
+    places = [(i, c) for i in chunk for c in range(len(state.columns))]
+    programs = {(i, c): extract_program(state.answers[i][c].text) for i, c in places}
+    wanted = [place for place in places if programs[place]]
+    outcomes = dict(zip(wanted, run_programs([programs[place] for place in wanted]), strict=True)) if wanted else {}
+    for i, c in places:
+        question, text = state.questions[i], state.answers[i][c].text
+        outcome = outcomes.get((i, c))
+        if outcome is not None:
+            state.values[i][c] = outcome.value if outcome.status == "ok" else outcome.message
+            if question.gold:
+                state.verdicts[i][c] = score_program(text, question.gold, outcome)
+            else:
+                reason = "ran" if outcome.status == "ok" else outcome.status
+                state.verdicts[i][c] = Verdict(reason, None, outcome.value)
+        elif question.program and question.gold:
+            state.verdicts[i][c] = Verdict("no code", 0.0, "")
+        elif question.gold:
+            try:
+                verdict = score_final_number(text, question.gold)
+            except LabError:  # gold in words: the text must hold it
+                right = question.gold.strip().lower() in text.lower()
+                verdict = Verdict("right" if right else "wrong", float(right), "")
+            state.verdicts[i][c] = verdict
+            state.values[i][c] = verdict.extracted
+
+
+# How it is shown
+
+_MARKS = {"right": "good", "ran": "good", "unscored": "dim"}
+
+
+def show(state: Comparison, against: str = "") -> str:
+    """HTML of the comparison so far. against: a column whose text the others' differences are marked from."""
+    hidden = state.blind and state.voted is None
+    names = {c: (f"Answer {LETTERS[at]}" if hidden else state.columns[c]) for at, c in enumerate(state.order)}
+    if hidden:
+        against = ""
+    parts = []
+    if len(state.questions) > 1:
+        parts.append(_summary(state, names))
+    for i in range(min(state.asked, len(state.questions))):
+        cards = "".join(_card(state, i, c, names[c], against, hidden) for c in state.order)
+        body = f'<div class="answers">{cards}</div>'
+        if len(state.questions) == 1:
+            parts.append(body)
+        else:
+            question = state.questions[i]
+            gold = f' <span class="dim">gold {escape(question.gold)}</span>' if question.gold else ""
+            marks = "".join(_dot(state.verdicts[i][c], names[c]) for c in state.order)
+            parts.append(
+                f'<details class="question"><summary><span class="marks">{marks}</span> '
+                f"{escape(_first_line(question.prompt))}</summary>"
+                f'<pre class="prompt">{escape(question.prompt)}</pre>{gold}{body}</details>'
+            )
+    if state.note:
+        parts.append(html.dim(state.note))
+    return "".join(parts)
+
+
+def _first_line(prompt: str) -> str:
+    line = prompt.strip().removeprefix("Question: ").splitlines()[0]
+    return line if len(line) < 120 else line[:117] + "…"
+
+
+def _summary(state: Comparison, names: dict[int, str]) -> str:
+    rows = []
+    for c in state.order:
+        verdicts = [v[c] for v in state.verdicts if v[c] is not None]
+        scores = [v.score for v in verdicts if v.score is not None]
+        ran = sum(v.reason in ("right", "wrong", "ran") for v in verdicts)
+        right = f"{sum(scores):.0f} of {len(scores)} ({100 * sum(scores) / len(scores):.0f} %)" if scores else "–"
+        rows.append((names[c], [right, str(ran), str(sum(a[c].tokens for a in state.answers))]))
+    done = sum(all(a.done for a in answers) for answers in state.answers)
+    return html.table(["right", "ran", "tokens"], rows, f"{done} of {len(state.questions)} questions answered")
+
+
+def _dot(verdict: Verdict | None, name: str) -> str:
+    mark = "dim" if verdict is None or verdict.score is None else "good" if verdict.score else "bad"
+    told = "not judged" if verdict is None else verdict.reason
+    return f'<i class="dot {mark}" title="{escape(name)}: {escape(told)}"></i>'
+
+
+def _card(state: Comparison, i: int, c: int, name: str, against: str, hidden: bool) -> str:
+    answer, verdict, value, question = state.answers[i][c], state.verdicts[i][c], state.values[i][c], state.questions[i]
+    text = escape(answer.text)
+    if against in state.columns and state.columns[c] != against:
+        text = differences(state.answers[i][state.columns.index(against)].text, answer.text)
+    speed = f"{answer.tokens} tokens · {answer.speed:.0f}/s" if answer.tokens else "waiting"
+    foot = ""
+    if verdict is not None:
+        mark = _MARKS.get(verdict.reason, "bad")
+        shown = f" <code>{escape(value[:300])}</code>" if value else ""
+        gold = (
+            f' <span class="dim">gold {escape(question.gold[:80])}</span>'
+            if question.gold and verdict.score == 0
+            else ""
+        )
+        foot = f'<footer><span class="verdict {mark}">{escape(verdict.reason)}</span>{shown}{gold}</footer>'
+    elif answer.done and not state.done:
+        foot = '<footer class="dim">…</footer>'
+    caret = "" if answer.done else '<i class="caret"></i>'
+    column = "" if hidden else state.columns[c]
+    return (
+        f'<article data-column="{escape(column)}">'
+        f'<header><b>{escape(name)}</b><span class="dim">{speed}</span></header>'
+        f"<pre>{text}{caret}</pre>{foot}</article>"
+    )
+
+
+def differences(reference: str, text: str) -> str:
+    """HTML of `text`: what the reference does not have is marked, what only the reference has is struck out."""
+    a, b = (re.findall(r"\s+|\w+|[^\w\s]", t) for t in (reference, text))
+    parts = []
+    for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(a=a, b=b, autojunk=False).get_opcodes():
+        old, new = escape("".join(a[a0:a1])), escape("".join(b[b0:b1]))
+        if kind == "equal":
+            parts.append(new)
+            continue
+        if old.strip():
+            parts.append(f"<del>{old}</del>")
+        parts.append(f"<mark>{new}</mark>" if new.strip() else new)
+    return "".join(parts)

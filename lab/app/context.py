@@ -1,0 +1,110 @@
+"""What all visitors share: the engine, the jobs, the votes, and where things lie. And how errors reach the page."""
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import gradio as gr
+
+from lab.adapter import LoraAdapter
+from lab.app.engine import Engine, out_of_memory
+from lab.app.jobs import Jobs
+from lab.app.session import Session
+from lab.app.sources import Access
+from lab.app.votes import Ballot
+from lab.errors import LabError
+from lab.presets import Preset
+
+MODEL = "model"  # concurrency_id of all events that use the model
+AT_ONCE = 8  # of these events; inside, the engine's turns keep them fair
+
+
+@dataclass
+class Context:
+    """adapters: what a new visitor begins with. results: folder of the records. files: where the page may write.
+
+    sources: where each of the adapters was read from.
+    """
+
+    engine: Engine
+    preset: Preset
+    adapters: tuple[LoraAdapter, ...]
+    results: Path
+    files: Path
+    access: Access = Access()
+    sources: Mapping[str, str] = field(default_factory=dict)
+    jobs: Jobs = field(default_factory=Jobs)
+
+    def __post_init__(self):
+        self.ballot = Ballot(self.files / "votes.jsonl")
+        self.open: WeakValueDictionary[str, Session] = WeakValueDictionary()  # by the page's session hash
+
+    @property
+    def base_name(self) -> str:
+        """The base as visitors may see it: a folder's place is shown to its owner only."""
+        source = self.engine.source
+        return f"PATH/TO/{Path(source).name}" if self.access.roots is not None and Path(source).is_dir() else source
+
+    def session(self) -> Session:
+        """A new visitor's. The base may be another one by now than the adapters are for; then it begins without."""
+        session = Session(base=self.engine.source)
+        try:
+            if self.adapters:
+                session.take(self.adapters, self.engine.model, self.engine.source)
+                session.sources = dict(self.sources) if self.access.roots is None else {}
+        except LabError:
+            session = Session(base=self.engine.source)
+        return session
+
+    def check(self, session: Session | None) -> Session:
+        """The session, ready for use. Raises LabError when the page is not loaded, or the base was exchanged."""
+        if session is None:
+            raise LabError("The page is still loading; try again in a moment.")
+        if session.base != self.engine.source:
+            raise LabError("The base model has been exchanged since this page was opened; reload the page.")
+        return session
+
+
+def told(error: BaseException) -> str:
+    """What people read of an error: a LabError's sentence, or no more than what kind of failure it was."""
+    if isinstance(error, LabError):
+        return str(error)
+    if out_of_memory(error):
+        return "There is not enough memory for that; choose fewer columns, a shorter text or a smaller base."
+    logging.getLogger(__name__).error("unexpected error", exc_info=error)
+    return f"Something went wrong ({type(error).__name__}); the terminal says more."
+
+
+def guarded(function: Callable) -> Callable:
+    """A handler whose errors become one sentence in the page, while everything else goes on."""
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def stream(*args, **kwargs):
+            try:
+                yield from function(*args, **kwargs)
+            except Exception as error:
+                raise _shown(error) from error
+
+        return stream
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            raise _shown(error) from error
+
+    return call
+
+
+def _shown(error: Exception) -> gr.Error:
+    return (
+        error
+        if isinstance(error, gr.Error)
+        else gr.Error(told(error), duration=12, print_exception=False, title="That did not work")
+    )

@@ -1,0 +1,106 @@
+"""Work in the background: one job at a time, the others wait in line; who started one may come back and find it."""
+
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lab.errors import LabError
+
+WAITING = 20  # jobs in line
+KEPT = 8  # finished jobs that can still be looked at
+
+
+@dataclass
+class Job:
+    """state: waiting, running, done, stopped (keeps what it had) or failed. progress: 0 to 1. view: what is shown."""
+
+    id: str
+    kind: str
+    state: str = "waiting"
+    progress: float = 0.0
+    started: float = 0.0
+    ended: float = 0.0
+    message: str = ""
+    view: dict = field(default_factory=dict)
+    result: object = None
+    wanted_stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("done", "stopped", "failed")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated from the progress so far."""
+        if self.state != "running" or self.progress <= 0:
+            return None
+        return (time.monotonic() - self.started) * (1 - self.progress) / self.progress
+
+
+class Jobs:
+    """The line of jobs and the thread that works it off."""
+
+    def __init__(self):
+        self._mutex = threading.Condition()
+        self._line: deque[tuple[Job, Callable[[Job], object]]] = deque()
+        self._all: OrderedDict[str, Job] = OrderedDict()
+        threading.Thread(target=self._work, name="jobs", daemon=True).start()
+
+    def submit(self, kind: str, work: Callable[[Job], object]) -> Job:
+        """Queue `work(job)`; it looks at job.wanted_stop, and what it returns becomes job.result."""
+        with self._mutex:
+            if len(self._line) >= WAITING:
+                raise LabError(f"{WAITING} jobs are waiting already; try again later.")
+            job = Job(secrets.token_urlsafe(12), kind)
+            self._line.append((job, work))
+            self._all[job.id] = job
+            for old in [j.id for j in self._all.values() if j.over][:-KEPT]:
+                del self._all[old]
+            self._mutex.notify()
+        return job
+
+    def find(self, id: str) -> Job:
+        if id not in self._all:
+            raise LabError("There is no such job (any more); start it again.")
+        return self._all[id]
+
+    def place(self, job: Job) -> int:
+        """How many jobs come before this one; 0 when it is running or over."""
+        with self._mutex:
+            waiting = [j for j, _ in self._line]
+            return waiting.index(job) + 1 if job in waiting else 0
+
+    def stop(self, job: Job) -> None:
+        """End it after its present step. One that is still waiting never starts."""
+        with self._mutex:
+            job.wanted_stop.set()
+            self._line = deque(entry for entry in self._line if entry[0] is not job)
+            if job.state == "waiting":
+                job.state, job.message = "stopped", "It had not begun."
+
+    def _work(self) -> None:
+        while True:
+            with self._mutex:
+                while not self._line:
+                    self._mutex.wait()
+                job, work = self._line.popleft()
+                job.state, job.started = "running", time.monotonic()
+            try:
+                job.result = work(job)
+                job.state = "stopped" if job.wanted_stop.is_set() else "done"
+            except LabError as error:
+                job.state, job.message = "failed", str(error)
+            except Exception as error:  # the line must go on, whatever one job does
+                logging.getLogger(__name__).exception("a job failed")
+                told = (
+                    "there is not enough memory; choose fewer rows or a smaller base."
+                    if isinstance(error, MemoryError)
+                    else ""
+                )
+                job.state, job.message = "failed", f"It failed: {told or type(error).__name__ + ', see the terminal.'}"
+            job.ended = time.monotonic()
+            del work

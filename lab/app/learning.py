@@ -1,0 +1,239 @@
+"""Learning alphas, weighing settings and layers: what the page's jobs do, by the library's own functions."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from lab import learning
+from lab.adapter import LoraAdapter
+from lab.app.alphas import Grid, settle
+from lab.app.engine import Engine, shared_copy
+from lab.app.jobs import Job
+from lab.app.session import Session
+from lab.comparison import MATH_CODE
+from lab.errors import LabError
+from lab.merging import METHODS, Method
+from lab.merging.registry import complete_parameters
+from lab.presets import Preset
+from lab.skills import encode_examples
+from lab.stacked import StackedLinear
+from lab.tasks import Example, Task
+from lab.training import Encoded
+
+HELD_OUT_ROWS = 40  # per skill, beyond the rows to learn on: for ΔNLL
+SNAPSHOTS = 60  # pictures of the coefficients kept over a run
+TASKS: dict[str, Task] = {task.name: task for task in (*MATH_CODE.skills, MATH_CODE.target)}
+
+
+@dataclass(frozen=True)
+class Material:
+    """rows: to learn on, all skills mixed. held: label -> rows that are only measured on. name: for the recipe."""
+
+    rows: list[Encoded]
+    held: Mapping[str, list[Encoded]]
+    name: str = "world"
+
+
+def learnable() -> list[Method]:
+    """The methods that learn from the skills' data and end as an adapter: a search asks for examples of the target."""
+    return [m for m in METHODS.values() if m.recipe is not None and m.kind not in ("router", "search")]
+
+
+def skills_material(engine: Engine, preset: Preset, names: Sequence[str], count: int, seed: int) -> Material:
+    """`count` calibration rows of each skill that has a task of its name. Raises LabError when none has."""
+    tasks = [TASKS[name] for name in names if name in TASKS]
+    if not 1 <= count <= 20_000:
+        raise LabError(f"rows is {count}; give a whole number from 1 to 20000.")
+    if not tasks:
+        raise LabError(f"No data is known for {', '.join(names)}; give your own rows as JSONL files, one per skill.")
+    examples = {t.name: t.load(preset.data[t.name], "calibration", count + HELD_OUT_ROWS, seed) for t in tasks}
+    return _material(engine, preset, examples, preset.data[tasks[0].name], count)
+
+
+def own_material(engine: Engine, preset: Preset, pairs: Mapping[str, Sequence[tuple[str, str]]], seed: int) -> Material:
+    """One's own (prompt, completion) rows by label."""
+    examples = {
+        label: [
+            Example(f"{label}-{i}", p, c, "")
+            for i, (p, c) in enumerate(random.Random(seed).sample(list(rows), len(rows)))
+        ]
+        for label, rows in pairs.items()
+    }
+    return _material(engine, preset, examples, " ".join(f"{label}.jsonl" for label in pairs))
+
+
+def _material(
+    engine: Engine, preset: Preset, examples: Mapping[str, list[Example]], name: str, count: int | None = None
+) -> Material:
+    rows, held = [], {}
+    for label, found in examples.items():
+        encoded = encode_examples(engine.tokenizer, found, preset.max_tokens)
+        encoded = [row for row in encoded if row.prompt_length < len(row.ids)]
+        if len(encoded) < 4:
+            raise LabError(
+                f"{label} has {len(encoded)} usable rows; give at least 4 that fit {preset.max_tokens} tokens."
+            )
+        least = min(HELD_OUT_ROWS, max(1, len(encoded) // 4))
+        cut = min(count or len(encoded), len(encoded) - least)
+        rows += encoded[:cut]
+        held[label] = encoded[cut : cut + HELD_OUT_ROWS]
+    return Material(rows, held, name)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave. alphas: (skills, modules), None when the method's result is no such table."""
+
+    adapter: LoraAdapter
+    grid: Grid
+    alphas: np.ndarray | None
+    held_out: float | None
+
+
+def learn_job(
+    engine: Engine,
+    adapters: Sequence[LoraAdapter],
+    material: Material,
+    *,
+    method: str,
+    parameters: Mapping,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+) -> Callable[[Job], Outcome]:
+    """Work for Jobs: learn, telling losses and coefficients as it goes. Raises LabError at once for bad settings."""
+    if not 1 <= steps <= 10_000:
+        raise LabError(f"steps is {steps}; give a whole number from 1 to 10000.")
+    if not 0 < learning_rate <= 10:
+        raise LabError(f"The learning rate is {learning_rate}; give a number above 0, at most 10.")
+    if not 1 <= batch_size <= 256:
+        raise LabError(f"batch_size is {batch_size}; give a whole number from 1 to 256.")
+    known = {m.name: m for m in learnable()}
+    if method not in known:
+        raise LabError(f"{method!r} learns no alphas; choose {', '.join(known)}.")
+    complete_parameters(known[method], parameters)
+    grid = Grid.of(adapters)
+
+    def work(job: Job) -> Outcome:
+        losses: list[float] = []
+        drift: list[tuple[int, np.ndarray]] = []
+        job.view.update(losses=losses, drift=drift, steps=steps, grid=grid, method=method)
+        model = shared_copy(engine.model)
+        every = max(1, steps // SNAPSHOTS)
+
+        def on_step(step: int, loss: float) -> bool:
+            losses.append(loss)
+            job.progress = min(1.0, (step + 1) / steps)
+            if step % every == 0 or step == steps - 1:
+                values = _present_coefficients(model, grid)
+                if values is not None:
+                    drift.append((step, values))
+            engine.turns.rest()
+            return job.wanted_stop.is_set()
+
+        with engine.turns:
+            found = learning.learn(
+                method,
+                model,
+                adapters,
+                material.rows,
+                engine.tokenizer.pad_token_id,
+                rates=(learning_rate,),
+                batch_size=batch_size,
+                steps=steps,
+                seed=seed,
+                parameters=parameters,
+                on_step=on_step,
+            )
+        facts = {
+            "learning_rate": learning_rate,
+            "steps": steps,
+            "batch_size": batch_size,
+            "seed": seed,
+            "rows": len(material.rows),
+            "rows_each": len(material.rows) // len(material.held),
+            "data": material.name,
+        }
+        if len(losses) < steps:
+            facts["stopped_after"] = len(losses)
+        adapter = replace(found.adapter, recipe={**found.adapter.recipe, "learning": facts})
+        job.progress = 1.0
+        return Outcome(adapter, grid, _as_alphas(adapter.recipe, grid), dict(found.sweep).get(learning_rate))
+
+    return work
+
+
+def _as_alphas(recipe: Mapping, grid: Grid) -> np.ndarray | None:
+    """The recipe's coefficients, when they are one per skill and module; its skills may stand in another order."""
+    try:
+        values = np.array(recipe["coefficients"], dtype=float)
+        if values.shape != grid.present.shape or list(recipe["modules"]) != list(grid.modules):
+            return None
+        return settle(values[[list(recipe["skills"]).index(skill) for skill in grid.skills]], grid)
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+@torch.no_grad()
+def _present_coefficients(model, grid: Grid) -> np.ndarray | None:
+    """The coefficients that the last forward pass used; None when they are not one per skill and module."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, StackedLinear)}
+    columns = [getattr(layers.get(module), "coefficients", None) for module in grid.modules]
+    if not all(isinstance(c, torch.Tensor) and c.shape == (len(grid.skills),) for c in columns):
+        return None
+    return torch.stack([c.detach().float() for c in columns], dim=1).cpu().numpy().astype(float)
+
+
+def weigh(
+    engine: Engine, session: Session, columns: Sequence[str], held: Mapping[str, Sequence[Encoded]]
+) -> dict[str, dict[str, float]]:
+    """column -> label -> loss on held-out rows (nats per token)."""
+    adapters, rows = session.plan(columns)
+    lane = engine.lane(adapters)
+    found: dict[str, dict[str, float]] = {}
+    for name, row in zip(columns, rows, strict=True):
+        found[name] = {}
+        for label, data in held.items():
+            with engine.turns:
+                lane.use(row[None])
+                found[name][label] = learning.held_out_loss(lane.model, data, engine.tokenizer.pad_token_id)
+    return found
+
+
+def layers_job(
+    engine: Engine, session: Session, held: Mapping[str, Sequence[Encoded]], factor: float
+) -> Callable[[Job], dict]:
+    """Work for Jobs: what each skill loses (ΔNLL, nats per token) when one layer's alphas are multiplied by `factor`.
+
+    The job's view has `layers`, `labels` and `costs` (layers, labels), NaN where it is not known yet.
+    """
+    if not 0 <= factor < 1:
+        raise LabError(f"The factor is {factor}; give a number from 0 (take the layer out) to below 1.")
+    grid, alphas, adapters = session.need(), session.alphas, session.adapters
+
+    def work(job: Job) -> dict:
+        lane, labels = engine.lane(adapters), list(held)
+        costs = np.full((len(grid.layers), len(labels)), np.nan)
+        job.view.update(layers=grid.layers, labels=labels, costs=costs, factor=factor)
+
+        def loss(values: np.ndarray, label: str) -> float:
+            with engine.turns:
+                lane.use(torch.tensor(values, dtype=torch.float32)[None])
+                return learning.held_out_loss(lane.model, held[label], engine.tokenizer.pad_token_id)
+
+        whole = [loss(alphas, label) for label in labels]
+        for i, layer in enumerate(grid.layers):
+            here = np.array([at == layer for at, _ in grid.places])
+            lowered = np.where(here, alphas * factor, alphas)
+            for j, label in enumerate(labels):
+                if job.wanted_stop.is_set():
+                    return job.view
+                costs[i, j] = loss(lowered, label) - whole[j]
+                job.progress = (i * len(labels) + j + 1) / costs.size
+        return job.view
+
+    return work

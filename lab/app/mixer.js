@@ -1,0 +1,150 @@
+// The mixer: a master slider and a heatmap of alphas (layer by module) for each skill. It draws what the server says and
+// sends 'edit' with what a person changed; the server answers with the new values.
+const root = element.querySelector('.mixer') || element;
+let value = null;
+let drawn = '';
+const chosen = new Set(); // "skill/layer/kind"
+let drag = null;
+
+const shown = (v) => (Math.round(v * 100) / 100).toString().replace(/^(-?)0\./, '$1.');
+const paint = (input, v) => {
+  const share = Math.min(Math.abs(v), 1.5) / 1.5;
+  input.style.setProperty('--share', Math.round(share * 78) + '%');
+  input.classList.toggle('negative', v < 0);
+};
+const make = (tag, attributes, ...children) => {
+  const node = document.createElement(tag);
+  for (const [name, content] of Object.entries(attributes || {})) node.setAttribute(name, content);
+  node.append(...children);
+  return node;
+};
+const cells = (s) => {
+  const found = [];
+  value.skills[s].cells.forEach((row, l) => row.forEach((v, k) => v !== null && found.push([l, k, v])));
+  return found;
+};
+const mean = (s) => { const all = cells(s); return all.length ? all.reduce((sum, c) => sum + c[2], 0) / all.length : 0; };
+
+function draw() {
+  value = props.value;
+  if (!value || !value.skills) { root.replaceChildren(make('p', { class: 'dim' }, 'Load two adapters to mix them.')); drawn = ''; return; }
+  const shape = JSON.stringify([value.layers, value.kinds, value.skills.map((s) => s.name)]);
+  if (shape !== drawn) build(shape);
+  fill();
+}
+
+function build(shape) {
+  drawn = shape;
+  chosen.clear();
+  const narrow = window.matchMedia('(max-width: 700px)').matches;
+  const boxes = value.skills.map((skill, s) => {
+    const master = make('input', { type: 'range', min: -0.5, max: 2, step: 0.01, class: 'master', 'aria-label': `${skill.name}: mean alpha` });
+    const number = make('input', { type: 'text', inputmode: 'decimal', class: 'number', 'aria-label': `${skill.name}: mean alpha as a number` });
+    master.addEventListener('input', () => { number.value = shown(+master.value); preview(s, +master.value); });
+    master.addEventListener('change', () => send({ what: 'master', skill: s, value: +master.value }));
+    number.addEventListener('change', () => send({ what: 'master', skill: s, value: number.value }));
+    const head = make('tr', {}, make('th', {}, pick('all', () => true, s, 'every cell')));
+    value.kinds.forEach((kind, k) => head.append(make('th', { scope: 'col' }, pick(kind, (l, j) => j === k, s, `all ${kind}`))));
+    const body = make('tbody', {});
+    value.layers.forEach((layer, l) => {
+      const row = make('tr', {}, make('th', { scope: 'row' }, pick(layer, (i) => i === l, s, `layer ${layer}`)));
+      value.kinds.forEach((kind, k) => row.append(make('td', {}, cell(s, l, k, `${skill.name}, layer ${layer}, ${kind}`))));
+      body.append(row);
+    });
+    const table = make('table', {}, make('thead', {}, head), body);
+    const details = make('details', narrow ? {} : { open: '' }, make('summary', {}, 'layers × modules'), make('div', { class: 'scroll' }, table));
+    return make('section', { 'data-skill': skill.name }, make('header', {}, make('b', {}, skill.name), master, number), details);
+  });
+  const slider = make('input', { type: 'range', min: -0.5, max: 2, step: 0.01, 'aria-label': 'value of the selected cells' });
+  const exact = make('input', { type: 'text', inputmode: 'decimal', class: 'number', 'aria-label': 'value of the selected cells as a number' });
+  const clear = make('button', { type: 'button', class: 'clear', title: 'select nothing' }, '×');
+  slider.addEventListener('input', () => { exact.value = shown(+slider.value); selected().forEach((i) => { i.value = shown(+slider.value); paint(i, +slider.value); }); });
+  slider.addEventListener('change', () => sendChosen(+slider.value));
+  exact.addEventListener('change', () => sendChosen(exact.value));
+  clear.addEventListener('click', () => { chosen.clear(); mark(); });
+  const hint = make('p', { class: 'hint dim' }, 'Click a layer, a module or “all” to select cells (or drag over some), then slide. Or type into a cell.');
+  root.replaceChildren(...boxes, make('footer', { class: 'selection' }, make('span', { class: 'count' }), slider, exact, clear), hint);
+}
+
+function pick(label, wanted, s, title) {
+  const button = make('button', { type: 'button', title: `select ${title}` }, String(label));
+  button.addEventListener('click', () => {
+    const names = cells(s).filter(([l, k]) => wanted(l, k)).map(([l, k]) => `${s}/${l}/${k}`);
+    const all = names.every((name) => chosen.has(name));
+    names.forEach((name) => (all ? chosen.delete(name) : chosen.add(name)));
+    mark();
+  });
+  return button;
+}
+
+function cell(s, l, k, label) {
+  if (value.skills[s].cells[l][k] === null) return make('span', { class: 'absent', title: 'the skill does not change this module' });
+  const input = make('input', { type: 'text', inputmode: 'decimal', 'aria-label': label, title: label, 'data-cell': `${s}/${l}/${k}` });
+  input.addEventListener('change', () => send({ what: 'cells', skill: s, cells: [[l, k]], value: input.value }));
+  input.addEventListener('focus', () => input.select());
+  input.addEventListener('pointerdown', (event) => { if (event.pointerType === 'mouse') drag = [s, l, k]; });
+  input.addEventListener('pointerenter', (event) => {
+    if (!drag || drag[0] !== s || !(event.buttons & 1) || (drag[1] === l && drag[2] === k)) return;
+    input.blur();
+    const [l0, l1] = [Math.min(drag[1], l), Math.max(drag[1], l)], [k0, k1] = [Math.min(drag[2], k), Math.max(drag[2], k)];
+    chosen.clear();
+    cells(s).forEach(([i, j]) => i >= l0 && i <= l1 && j >= k0 && j <= k1 && chosen.add(`${s}/${i}/${j}`));
+    mark();
+    event.preventDefault();
+  });
+  return input;
+}
+
+const selected = () => [...chosen].map((name) => root.querySelector(`[data-cell="${name}"]`)).filter(Boolean);
+
+function mark() {
+  root.querySelectorAll('[data-cell]').forEach((input) => input.classList.toggle('chosen', chosen.has(input.dataset.cell)));
+  const bar = root.querySelector('.selection');
+  bar.classList.toggle('on', chosen.size > 0);
+  if (!chosen.size) return;
+  const [s, l, k] = [...chosen][0].split('/').map(Number);
+  const v = value.skills[s].cells[l][k];
+  bar.querySelector('.count').textContent = chosen.size === 1 ? '1 cell' : `${chosen.size} cells`;
+  bar.querySelector('[type=range]').value = v;
+  bar.querySelector('.number').value = shown(v);
+}
+
+function preview(s, target) {
+  const now = mean(s);
+  cells(s).forEach(([l, k, v]) => {
+    const next = Math.abs(now) < 1e-6 ? target : (v * target) / now;
+    const input = root.querySelector(`[data-cell="${s}/${l}/${k}"]`);
+    input.value = shown(next);
+    paint(input, next);
+  });
+}
+
+function fill() {
+  root.querySelectorAll('[data-cell]').forEach((input) => {
+    const [s, l, k] = input.dataset.cell.split('/').map(Number);
+    const v = value.skills[s].cells[l][k];
+    if (document.activeElement !== input || input.dataset.sent) input.value = shown(v);
+    delete input.dataset.sent;
+    input.title = `${input.getAttribute('aria-label')}: ${v}`;
+    paint(input, v);
+  });
+  root.querySelectorAll('section').forEach((box, s) => {
+    box.querySelector('.master').value = mean(s);
+    box.querySelector('header .number').value = shown(mean(s));
+  });
+  mark();
+}
+
+function send(edit) {
+  if (document.activeElement && document.activeElement.dataset) document.activeElement.dataset.sent = '1';
+  trigger('edit', edit);
+}
+function sendChosen(v) {
+  const bySkill = {};
+  chosen.forEach((name) => { const [s, l, k] = name.split('/').map(Number); (bySkill[s] = bySkill[s] || []).push([l, k]); });
+  send({ what: 'many', groups: Object.entries(bySkill).map(([s, c]) => [Number(s), c]), value: v });
+}
+
+document.addEventListener('pointerup', () => { drag = null; });
+watch('value', draw);
+draw();

@@ -1,0 +1,175 @@
+"""What belongs to one visitor: adapters, alphas with their past, other contenders. The model is not in it."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.adapter import LoraAdapter, check_compatible, module_names
+from lab.app.alphas import Grid, format_alphas, parse_alphas, settle
+from lab.errors import LabError
+from lab.files import content_hash
+from lab.merging import concatenate
+
+PAST = 100  # settings kept for undo
+OTHERS = 12  # merged adapters that one visitor may hold
+START = 0.8  # alphas at the start: in the embedded world far better than an equal share
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Alphas and the grid they belong to."""
+
+    grid: Grid
+    values: np.ndarray
+
+    @property
+    def text(self) -> str:
+        return format_alphas(self.values, self.grid)
+
+
+@dataclass(eq=False)
+class Session:
+    """One visitor's state.
+
+    others: merges by other methods, recipes and learned ones, by column name. stop: ends the running answer.
+    sources: where each adapter was read from. staged: what was loaded, also while it does not fit together.
+    """
+
+    adapters: tuple[LoraAdapter, ...] = ()
+    grid: Grid | None = None
+    alphas: np.ndarray | None = None
+    past: list[np.ndarray] = field(default_factory=list)
+    slots: dict[str, np.ndarray] = field(default_factory=dict)
+    others: dict[str, LoraAdapter] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
+    base: str = ""
+    sources: dict[str, str] = field(default_factory=dict)
+    staged: tuple[LoraAdapter, ...] = ()
+    run: object = None  # the last comparison
+    job: str = ""  # the learning job's id
+    layers: str = ""  # the id of the job that weighs layers
+
+    def take(self, adapters: Sequence[LoraAdapter], model, base: str) -> None:
+        """Work with these adapters from now on. Alphas stay where skills and modules are the same."""
+        check_compatible(adapters, model)
+        grid = Grid.of(adapters)
+        if self.grid is None or not self.grid.equals(grid):
+            self.grid, self.alphas = grid, grid.flat(START)
+            self.past, self.slots = [], {}
+        self.adapters = self.staged = tuple(adapters)
+        self.others, self.base, self.run = {}, base, None
+
+    def need(self) -> Grid:
+        if self.grid is None:
+            raise LabError("No adapters are loaded; load two or more first.")
+        return self.grid
+
+    @property
+    def text(self) -> str:
+        return format_alphas(self.alphas, self.need())
+
+    def set(self, values: np.ndarray) -> None:
+        """New alphas; the old ones can be had back by `undo`."""
+        values = settle(values, self.need())
+        if not (values == self.alphas).all():
+            self.past = [*self.past[-PAST + 1 :], self.alphas]
+            self.alphas = values
+
+    def set_text(self, text: str) -> None:
+        """Apply rules to the present alphas."""
+        self.set(parse_alphas(text, self.need(), self.alphas))
+
+    def undo(self) -> None:
+        if not self.past:
+            raise LabError("There is nothing to undo.")
+        self.alphas = self.past.pop()
+
+    def store(self, slot: str) -> None:
+        self.slots[slot] = self.alphas
+
+    def recall(self, slot: str) -> None:
+        if slot not in self.slots:
+            raise LabError(f"Setting {slot} is empty; keep the present alphas in it first.")
+        self.set(self.slots[slot])
+
+    def add(self, label: str, adapter: LoraAdapter) -> str:
+        """Hold another contender under this name, or its next free variant."""
+        if len(self.others) >= OTHERS:
+            raise LabError(f"There are {OTHERS} columns of other methods already; remove one first.")
+        taken, unique, number = self.columns, label, 2
+        while unique in taken:
+            unique, number = f"{label} {number}", number + 1
+        adapter = replace(adapter, name=unique)
+        check_compatible([adapter, *self.adapters])
+        self.others[unique] = adapter
+        return unique
+
+    @property
+    def columns(self) -> list[str]:
+        """Everything that can answer."""
+        return ["base", *(a.name for a in self.adapters), "merge", *sorted(self.slots), *self.others]
+
+    def player(self, column: str) -> str:
+        """A column's name in votes: settings differ, so a merge carries the mark of its alphas."""
+        if column in ("merge", *self.slots):
+            values = self.alphas if column == "merge" else self.slots[column]
+            return f"merge {content_hash(self.grid.modules, values.tolist())[:4]}"
+        return column
+
+    def plan(self, columns: Sequence[str]) -> tuple[tuple[LoraAdapter, ...], Tensor]:
+        """The adapters to attach, and for each column its row of coefficients: (columns, adapters, modules)."""
+        self.need()
+        for name in columns:
+            if name not in self.columns:
+                raise LabError(f"There is no column {name!r}; choose from {', '.join(self.columns)}.")
+        adapters = (*self.adapters, *(self.others[name] for name in columns if name in self.others))
+        modules = module_names(adapters)
+        ours = [modules.index(module) for module in self.grid.modules]
+        rows = torch.zeros(len(columns), len(adapters), len(modules))
+        k = len(self.adapters)
+        for row, name in enumerate(columns):
+            if name == "base":
+                continue
+            if name == "merge" or name in self.slots:
+                values = self.alphas if name == "merge" else self.slots[name]
+                rows[row, :k, ours] = torch.tensor(values, dtype=torch.float32)
+            elif name in self.others:
+                rows[row, k + [n for n in columns if n in self.others].index(name)] = 1
+            else:
+                rows[row, self.grid.skills.index(name)] = 1
+        return adapters, rows
+
+    def merged(self, column: str) -> LoraAdapter:
+        """A column as one ordinary adapter. Raises LabError for the base."""
+        if column in self.others:
+            return self.others[column]
+        if column in self.need().skills:
+            return self.adapters[self.grid.skills.index(column)]
+        if column == "base":
+            raise LabError("The base alone is no adapter; choose another column.")
+        if column != "merge" and column not in self.slots:
+            raise LabError(f"There is no column {column!r}; choose from {', '.join(self.columns[1:])}.")
+        values = self.alphas if column == "merge" else self.slots[column]
+        return concatenate(
+            self.adapters,
+            torch.tensor(values, dtype=torch.float32),
+            name=f"merge({', '.join(self.grid.skills)})",
+            recipe=recipe_of(self, values),
+        )
+
+
+def recipe_of(session: Session, values: np.ndarray) -> dict:
+    """A merge by alphas as JSON: text, numbers, and the inputs by their hashes."""
+    return {
+        "method": "concatenation with set alphas",
+        "base": session.base,
+        "alphas": format_alphas(values, session.grid),
+        "skills": list(session.grid.skills),
+        "modules": list(session.grid.modules),
+        "coefficients": values.tolist(),
+        "inputs": [{"name": a.name, "base": a.base, "rank": a.rank, "digest": a.digest()} for a in session.adapters],
+    }

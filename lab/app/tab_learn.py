@@ -1,0 +1,299 @@
+"""Learn: alphas from data in the background; what settings and single layers are worth."""
+
+from html import escape
+
+import gradio as gr
+
+from lab.app import charts, html
+from lab.app.context import AT_ONCE, MODEL, guarded
+from lab.app.controls import control, values_of
+from lab.app.jobs import Job
+from lab.app.learning import Material, layers_job, learn_job, learnable, own_material, skills_material, weigh
+from lab.app.page import Page
+from lab.app.session import Session
+from lab.app.sources import read_pairs
+from lab.errors import LabError
+from lab.merging import METHODS, schema
+
+DATA = ("the skills' own calibration data", "my rows (JSONL)")
+# Alphas that need not add up to 1 solve far more in the embedded world than the paper's softmax.
+FIRST = {"method": "cat", "parametrisation": "free"}
+
+
+def build(page: Page, blocks: gr.Blocks) -> None:
+    context = page.context
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    names = [m.name for m in learnable()]
+    with gr.Tab("Learn", id="learn"):
+        with gr.Row():
+            data = gr.Radio(DATA, value=DATA[0], label="Data", min_width=220)
+            rows = gr.Number(100, label="Rows per skill", precision=0, minimum=4, min_width=90)
+        files = gr.File(
+            label='One file per skill: {"prompt": …, "completion": …} to a line',
+            file_count="multiple",
+            file_types=[".jsonl", ".json"],
+            visible=False,
+            height=110,
+            elem_id="own-rows",
+        )
+        # What only a rendered event reads must be told that it can be changed.
+        with gr.Row():
+            method = gr.Dropdown(names, value=FIRST["method"], label="Method", min_width=130, elem_id="learn-method")
+            steps = gr.Number(40, interactive=True, label="Steps", precision=0, min_width=80, elem_id="steps")
+            rate = gr.Number(0.1, interactive=True, label="Learning rate", min_width=90)
+            batch = gr.Number(8, interactive=True, label="Rows per step", precision=0, min_width=80)
+            seed = gr.Number(0, label="Seed", precision=0, min_width=70)
+        job_id = page.job
+        layers_id = gr.State("")
+
+        @gr.render(inputs=method)
+        def parameters(name):
+            chosen = [p for p in schema(name) if p.name != "seed"]
+            gr.Markdown(f"{METHODS[name].summary} `{METHODS[name].formula}` ([source]({METHODS[name].paper}))")
+            with gr.Row():
+                made = [control(p, **(FIRST if name == FIRST["method"] else {})) for p in chosen]
+            start = gr.Button("Learn", variant="primary", elem_id="start-learning")
+
+            @guarded
+            def started(session, old, data, rows, files, steps, rate, batch, seed, *values):
+                session = context.check(session)
+                if old and _job(old) is not None and not _job(old).over:
+                    raise LabError("A run of yours is going on; stop it first.")
+                material = _material(session, data, rows, files, seed)
+                given = values_of(chosen, values)
+                if "seed" in {p.name for p in schema(name)}:
+                    given["seed"] = int(seed or 0)
+                work = learn_job(
+                    context.engine,
+                    session.adapters,
+                    material,
+                    method=name,
+                    parameters=given,
+                    steps=int(steps or 0),
+                    learning_rate=float(rate or 0),
+                    batch_size=int(batch or 0),
+                    seed=int(seed or 0),
+                )
+                job = context.jobs.submit("learn", work)
+                session.job = job.id
+                return job.id, gr.Timer(active=True), _status(context, job)
+
+            start.click(
+                started,
+                [page.session, job_id, data, rows, files, steps, rate, batch, seed, *made],
+                [job_id, timer, status],
+                **private,
+            )
+
+        with gr.Row():
+            stop = gr.Button("Stop and keep what there is", elem_id="stop-learning", min_width=150)
+            use = gr.Button("Put the learned alphas into the mixer", elem_id="use-learned", min_width=180)
+            column = gr.Button("Add as a column", elem_id="learned-column", min_width=110)
+        status = gr.HTML("", elem_id="learn-status", apply_default_css=False)
+        timer = gr.Timer(1.0, active=False)
+        gr.Markdown(
+            "### What the settings cost each skill\nLoss on held-out rows, never learned on, "
+            "in nats per token; ΔNLL against the skill's own adapter."
+        )
+        measure = gr.Button("Measure ΔNLL of the mixer's alphas, A, B and the learned ones", elem_id="measure")
+        costs = gr.HTML("", elem_id="costs", apply_default_css=False)
+        gr.Markdown(
+            "### Effective layers\nOne layer after the other is lowered; the map shows what that costs each skill."
+        )
+        with gr.Row():
+            factor = gr.Slider(0, 0.9, 0, step=0.1, label="Multiply the layer's alphas by", min_width=200)
+            weigh_layers = gr.Button("Weigh the layers", elem_id="weigh-layers", min_width=120)
+            stop_layers = gr.Button("Stop", min_width=70)
+        layers = gr.HTML("", elem_id="layers", apply_default_css=False)
+        layers_timer = gr.Timer(1.0, active=False)
+
+    def _job(id: str) -> Job | None:
+        try:
+            return context.jobs.find(id)
+        except LabError:
+            return None
+
+    def _material(session: Session, data: str, rows, files, seed) -> Material:
+        if data == DATA[0]:
+            return skills_material(
+                context.engine, context.preset, session.need().skills, int(rows or 0), int(seed or 0)
+            )
+        if not files:
+            raise LabError("Choose your JSONL files first, one per skill.")
+        pairs: dict[str, list] = {}
+        for file in files:
+            label = file.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+            pairs[label] = read_pairs(file)[:20_000]
+        return own_material(context.engine, context.preset, pairs, int(seed or 0))
+
+    data.change(
+        lambda d: [gr.update(visible=d == DATA[1]), gr.update(visible=d == DATA[0])], data, [files, rows], **private
+    )
+
+    def followed(id):
+        job = _job(id)
+        if job is None:
+            return gr.Timer(active=False), gr.skip()
+        return gr.Timer(active=not job.over), _status(context, job)
+
+    timer.tick(followed, job_id, [timer, status], **private)
+
+    # A page that is opened again follows the run that it started earlier.
+    blocks.load(followed, job_id, [timer, status], **private)
+
+    @guarded
+    def stopped(id):
+        job = _job(id)
+        if job is None or job.over:
+            raise LabError("No run is going on.")
+        context.jobs.stop(job)
+        return _status(context, job), gr.Timer(active=True)
+
+    stop.click(stopped, job_id, [status, timer], queue=False, **private)
+
+    def _learned(session, id):
+        session = context.check(session)
+        job = _job(id)
+        if job is None or job.result is None:
+            raise LabError("Nothing has been learned yet; start a run (or wait until it ends).")
+        if not job.result.grid.equals(session.need()):
+            raise LabError("That run was for other adapters; load those again.")
+        session.job = id
+        return session, job.result
+
+    @guarded
+    def used(session, id):
+        session, result = _learned(session, id)
+        if result.alphas is None:
+            raise LabError("This method's result is no table of alphas; add it as a column instead.")
+        session.set(result.alphas)
+        gr.Info("The learned alphas are in the mixer; edit them by hand, or undo.")
+        return page.views(session)
+
+    @guarded
+    def added(session, id, columns):
+        session, result = _learned(session, id)
+        label = session.add(f"learned {result.adapter.recipe.get('method', '')}".strip(), result.adapter)
+        gr.Info(f"{label} is a column of Compare now.")
+        return page.views(session, [*columns, label])
+
+    use.click(used, [page.session, job_id], page.shared, **private)
+    column.click(added, [page.session, job_id, page.columns], page.shared, **private)
+
+    @guarded
+    def measured(session, id, data, rows, files, seed):
+        session = context.check(session)
+        held = _material(session, data, rows, files, seed).held
+        job = _job(id)
+        known = job.result if job is not None and job.result is not None else None
+        extra = {}
+        if known is not None and known.grid.equals(session.grid):
+            extra = {"learned": known.adapter}
+        yield html.dim("measuring…")
+        columns = ["base", *session.grid.skills, "merge", *sorted(session.slots)]
+        found = weigh(context.engine, session, columns, held)
+        if extra:
+            aside = Session()
+            aside.take(session.adapters, context.engine.model, session.base)
+            aside.add("learned", known.adapter)
+            found |= weigh(context.engine, aside, ["learned"], held)
+        yield _losses(found, list(held))
+
+    measure.click(
+        measured,
+        [page.session, job_id, data, rows, files, seed],
+        costs,
+        concurrency_id=MODEL,
+        concurrency_limit=AT_ONCE,
+        **private,
+    )
+
+    @guarded
+    def weighed(session, old, factor, data, rows, files, seed):
+        session = context.check(session)
+        if old and _job(old) is not None and not _job(old).over:
+            raise LabError("The layers are being weighed already; stop that first.")
+        held = _material(session, data, rows, files, seed).held
+        job = context.jobs.submit("layers", layers_job(context.engine, session, held, float(factor)))
+        session.layers = job.id
+        return job.id, gr.Timer(active=True), _layers_status(context, job)
+
+    weigh_layers.click(
+        weighed,
+        [page.session, layers_id, factor, data, rows, files, seed],
+        [layers_id, layers_timer, layers],
+        **private,
+    )
+
+    def layers_followed(id):
+        job = _job(id)
+        if job is None:
+            return gr.Timer(active=False), gr.skip()
+        return gr.Timer(active=not job.over), _layers_status(context, job)
+
+    layers_timer.tick(layers_followed, layers_id, [layers_timer, layers], **private)
+
+    @guarded
+    def layers_stopped(id):
+        job = _job(id)
+        if job is None or job.over:
+            raise LabError("Nothing is being weighed.")
+        context.jobs.stop(job)
+
+    stop_layers.click(layers_stopped, layers_id, None, queue=False, **private)
+
+
+def _losses(found: dict, labels: list[str]) -> str:
+    """Table of losses; each label's own adapter is the reference of its ΔNLL, else the base."""
+    rows = []
+    for column, losses in found.items():
+        cells: list = []
+        for label in labels:
+            delta = losses[label] - found.get(label, found["base"])[label]
+            told = f"{delta:+.3f}".replace("-", "−")
+            cells += [f"{losses[label]:.3f}", ("good", told) if delta <= 0.02 else told]
+        rows.append(("mixer (merge)" if column == "merge" else column, cells))
+    return html.table([word for label in labels for word in (label, "Δ")], rows)
+
+
+def _bar(job: Job, place: int) -> str:
+    words = f"waiting: place {place} in the line" if job.state == "waiting" else job.state
+    left = job.seconds_left
+    more = f" · about {left:.0f} s left" if left is not None else ""
+    mark = "bad" if job.state == "failed" else ""
+    told = f' <span class="{mark}">{escape(job.message)}</span>' if job.message else ""
+    return (
+        f'<div class="bar"><i style="width:{100 * job.progress:.0f}%"></i></div>'
+        f'<p class="dim" data-state="{job.state}">{words}{more}{told}</p>'
+    )
+
+
+def _status(context, job: Job) -> str:
+    """What the page shows of a learning job."""
+    view = job.view
+    losses = list(view.get("losses", ()))
+    parts = [_bar(job, context.jobs.place(job))]
+    if losses:
+        parts.append(html.dim(f"{view['method']}: step {len(losses)} of {view['steps']}, loss {losses[-1]:.3f}"))
+    if job.result is not None and job.result.held_out is not None:
+        parts.append(html.dim(f"loss on the run's own held-out rows: {job.result.held_out:.4f} nats per token"))
+    if losses:
+        key = (len(losses), len(view["drift"]))
+        if view.get("drawn", (None,))[0] != key:  # figures cost more than steps: draw each state once
+            pictures = charts.figure(charts.loss_curve(losses))
+            if view["drift"]:
+                step, values = view["drift"][-1]
+                pictures += charts.figure(charts.heatmap(values, view["grid"], f"Coefficients at step {step + 1}"))
+            view["drawn"] = (key, pictures)
+        parts.append(f'<div class="answers">{view["drawn"][1]}</div>')
+    return "".join(parts)
+
+
+def _layers_status(context, job: Job) -> str:
+    parts = [_bar(job, context.jobs.place(job))]
+    if "costs" in job.view:
+        view = job.view
+        parts.append(
+            charts.figure(charts.layer_costs(view["layers"], view["labels"], view["costs"].copy(), view["factor"]))
+        )
+    return "".join(parts)

@@ -1,0 +1,197 @@
+"""Load: the base and the adapters, with the report of what fits before anything runs."""
+
+from dataclasses import replace
+from html import escape
+
+import gradio as gr
+
+from lab.app import html
+from lab.app.context import AT_ONCE, MODEL, guarded
+from lab.app.page import Page, usual_columns
+from lab.app.session import Session
+from lab.app.sources import open_adapter, open_uploads
+from lab.errors import LabError
+from lab.report import on_one_base, report
+
+NEW = "add it"
+
+
+def build(page: Page) -> None:
+    context = page.context
+    private = {"api_visibility": "private"}
+    model_event = {"concurrency_id": MODEL, "concurrency_limit": AT_ONCE, **private}
+    with gr.Tab("Load", id="load") as tab:
+        base_note = gr.HTML("", elem_id="base-note", apply_default_css=False)
+        with gr.Row(visible=context.access.roots is None):
+            base = gr.Textbox(
+                "",
+                label="Another base: embedded, a folder, or a Hub id",
+                placeholder="embedded",
+                elem_id="base",
+                min_width=240,
+            )
+            load_base = gr.Button("Load the base (for everybody)", min_width=140, elem_id="load-base")
+        gr.Markdown("### Adapters")
+        with gr.Row():
+            source = gr.Textbox(
+                "",
+                label="Folder or Hub id of a PEFT adapter",
+                placeholder="adapters/maths",
+                elem_id="source",
+                min_width=220,
+            )
+            place = gr.Dropdown([NEW], value=NEW, label="In place of", min_width=120, elem_id="place")
+            trusted = gr.Checkbox(False, label="It is for this base, whatever name it gives", min_width=180)
+            add = gr.Button("Load", variant="primary", elem_id="load-adapter", min_width=90)
+        upload = gr.File(
+            label="Or upload: a zip of the PEFT folder, or its two files",
+            file_count="multiple",
+            file_types=[".zip", ".json", ".safetensors"],
+            height=110,
+            elem_id="upload",
+        )
+        with gr.Row():
+            gone = gr.Dropdown([], label="Take out", min_width=140)
+            drop = gr.Button("Take out", min_width=90, elem_id="take-out")
+            begin = gr.Button("Back to the first adapters", min_width=140)
+        verdict = gr.HTML("", elem_id="report", apply_default_css=False)
+
+    outputs = [*page.shared, base_note, place, gone, verdict]
+
+    def views(session: Session, fresh: bool) -> list:
+        names = [a.name for a in session.staged]
+        choices = [gr.update(choices=[NEW, *names], value=NEW), gr.update(choices=names, value=None)]
+        return [
+            *page.views(session, usual_columns(session) if fresh else None),
+            _base(context),
+            *choices,
+            _report(context, session),
+        ]
+
+    def stage(session: Session, adapters) -> list:
+        """Show the report; work with the set when it fits, else keep working with the old one."""
+        session.staged = tuple(adapters)
+        facts = report(session.staged, context.engine.model)
+        if facts.ok and session.staged:
+            session.take(session.staged, context.engine.model, context.engine.source)
+            gr.Info(
+                "These adapters fit and are in use."
+                if len(session.staged) > 1
+                else "One adapter is in use; load another to merge."
+            )
+        else:
+            gr.Warning("These adapters do not fit together; the report says why. The ones before stay in use.")
+        return views(session, facts.ok)
+
+    def put(session: Session, new: list, place: str, trusted: bool) -> list:
+        if trusted:
+            new = [replace(adapter, base=context.engine.source) for adapter in new]
+        staged = list(session.staged)
+        names = [a.name for a in staged]
+        if place in names and new:
+            at = names.index(place)
+            staged[at : at + 1] = new
+            session.sources.pop(place, None)
+        else:
+            staged += new
+        return on_one_base(staged, context.engine.source) if trusted else staged
+
+    @guarded
+    def loaded(session, source, place, trusted):
+        session = context.check(session)
+        adapter = open_adapter(source, context.access, taken=[a.name for a in session.staged if a.name != place])
+        session.sources[adapter.name] = source.strip()
+        return stage(session, put(session, [adapter], place, trusted))
+
+    @guarded
+    def uploaded(session, files, place, trusted):
+        session = context.check(session)
+        try:
+            new = open_uploads(files or [], taken=[a.name for a in session.staged if a.name != place])
+            return [*stage(session, put(session, new, place, trusted)), None]
+        except LabError as error:  # the field is emptied all the same, for the next file
+            gr.Warning(str(error), duration=12)
+            return [*[gr.skip()] * len(outputs), None]
+
+    @guarded
+    def dropped(session, name):
+        session = context.check(session)
+        left = [a for a in session.staged if a.name != name]
+        if len(left) == len(session.staged):
+            raise LabError("Choose an adapter to take out.")
+        if not left:
+            raise LabError("That is the last adapter; load another first.")
+        return stage(session, left)
+
+    @guarded
+    def begun(session):
+        session = context.check(session)
+        if not context.adapters:
+            raise LabError("The app was started without adapters; load some.")
+        return stage(session, context.adapters)
+
+    @guarded
+    def based(session, source):
+        if context.access.roots is not None:
+            raise LabError("This page is shared; only its owner chooses the base.")
+        source = source.strip() or "embedded"
+        context.engine.load(source)
+        session.__dict__.update(context.session().__dict__)
+        gr.Info(f"The base is {source} now.")
+        return views(session, True)
+
+    def looked(session):
+        return (
+            [gr.skip()] * len(page.shared) + views(session, False)[len(page.shared) :]
+            if session
+            else [gr.skip()] * len(outputs)
+        )
+
+    tab.select(looked, page.session, outputs, show_progress="hidden", **private)
+    gr.on([add.click, source.submit], loaded, [page.session, source, place, trusted], outputs, **model_event)
+    upload.upload(uploaded, [page.session, upload, place, trusted], [*outputs, upload], **model_event)
+    drop.click(dropped, [page.session, gone], outputs, **model_event)
+    begin.click(begun, page.session, outputs, **model_event)
+    load_base.click(based, [page.session, base], outputs, **model_event)
+
+
+def _base(context) -> str:
+    model = context.engine.model
+    size = sum(p.numel() for p in model.parameters())
+    kind = model.config.architectures[0] if model.config.architectures else type(model).__name__
+    facts = f"{kind}, {size / 1e6:,.1f} million parameters, {str(model.dtype).removeprefix('torch.')} on {model.device}"
+    return f'<p><b>Base: {escape(context.base_name)}</b> <span class="dim">{escape(facts)}</span></p>'
+
+
+def _span(span) -> str:
+    if span is None:
+        return "?"
+    return f"{span[0]:g}" if span[0] == span[1] else f"{span[0]:g} to {span[1]:g}"
+
+
+def _report(context, session: Session) -> str:
+    if not session.staged:
+        return html.dim("No adapters are loaded.")
+    facts = report(session.staged, context.engine.model)
+    rows = []
+    for a in facts.adapters:
+        bad = a.problem or any(repr(a.name) in problem for problem in facts.problems)
+        verdict = ("bad", "does not fit") if bad else ("good", "fits")
+        kinds, base = ("text", escape(", ".join(kind for kind, _ in a.kinds))), ("text", escape(a.base or "not stated"))
+        rows.append(
+            (a.name, [verdict, _span(a.rank), _span(a.scaling), str(a.modules), kinds, f"{a.parameters or 0:,}", base])
+        )
+    lines = [*(("bad", problem) for problem in facts.problems), *(("good", fit) for fit in facts.fits)]
+    open_ones = [m.name for m in facts.methods if m.open]
+    refused: dict[str, list[str]] = {}
+    for m in facts.methods:
+        if m.reason and facts.ok:
+            refused.setdefault(m.reason, []).append(m.name)
+    methods = (
+        f"<p><b>{len(open_ones)} methods are open to this set</b></p>{html.dim(', '.join(open_ones))}"
+        if open_ones
+        else ""
+    )
+    no = html.items([("dim", f"{', '.join(names)}: {reason}") for reason, names in refused.items()])
+    columns = ["verdict", "rank", "scaling", "modules", "kinds", "parameters", "base"]
+    return html.table(columns, rows) + html.items(lines) + methods + no

@@ -1,0 +1,203 @@
+"""What one takes home: an adapter or a model as a zip, the recipe, commands that repeat it, code that loads it."""
+
+import json
+import shlex
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lab.adapter import engine_rank
+from lab.app.scratch import fresh_folder
+from lab.app.session import Session
+from lab.app.sources import clean_name
+from lab.errors import LabError
+from lab.export import export, fold_into
+from lab.report import report
+
+
+def as_zip(session: Session, column: str, *, dtype: str = "float32", pad: bool = False, folded: bool = False) -> Path:
+    """A column as a zip of a PEFT folder, or (folded) of the base with it folded in. Raises LabError."""
+    adapter = session.merged(column)
+    name = clean_name(f"{column}-{'model' if folded else 'adapter'}")
+    parent = fresh_folder()
+    facts = report(session.adapters)
+    try:
+        if folded:
+            fold_into(session.base, adapter, parent / name, report=facts, dtype=dtype)
+        else:
+            export(
+                parent / name,
+                adapter,
+                report=facts,
+                dtype=dtype,
+                pad_to_rank=engine_rank(adapter.rank) if pad else None,
+            )
+        packed = parent / f"{name}.zip"
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+            for file in sorted((parent / name).rglob("*")):
+                if file.is_file():
+                    archive.write(file, Path(name) / file.relative_to(parent / name))
+        shutil.rmtree(parent / name)
+        return packed
+    except (LabError, OSError) as error:
+        shutil.rmtree(parent, ignore_errors=True)
+        if isinstance(error, LabError):
+            raise LabError(str(error).replace(str(parent), "the export")) from error
+        raise LabError(f"The export could not be written: {error.strerror}; free some space.") from error
+
+
+def recipe_text(session: Session, column: str) -> str:
+    """The recipe of a column, JSON."""
+    recipe = dict(session.merged(column).recipe)
+    if "alphas" not in recipe:
+        recipe["base"] = session.base
+    return json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_recipe(text: str) -> dict:
+    """A recipe file's content. Raises LabError."""
+    try:
+        recipe = json.loads(text)
+    except ValueError as error:
+        raise LabError(f"The recipe is not JSON (line {getattr(error, 'lineno', 1)}).") from error
+    if not isinstance(recipe, dict) or not ("alphas" in recipe or "coefficients" in recipe or "method" in recipe):
+        raise LabError("That JSON is no recipe: it names no alphas, coefficients or method.")
+    return recipe
+
+
+def apply_recipe(session: Session, recipe: Mapping) -> str:
+    """Set the recipe's alphas, or add its method as a column; gives what was done. Raises LabError."""
+    from lab.merging import merge
+
+    grid = session.need()
+    inputs = {i.get("name"): i.get("digest") for i in recipe.get("inputs", ()) if isinstance(i, Mapping)}
+    ours = {a.name: a.digest() for a in session.adapters}
+    strange = [name for name in inputs if name not in ours]
+    if strange:
+        raise LabError(
+            f"The recipe is for {', '.join(map(str, inputs))}; load those adapters (here are {', '.join(ours)})."
+        )
+    changed = [name for name, digest in inputs.items() if digest and digest != ours[name]]
+    note = f" The weights of {', '.join(changed)} are others than the recipe's." if changed else ""
+    if isinstance(recipe.get("alphas"), str):
+        session.set_text(recipe["alphas"])
+        return f"The recipe's alphas are set.{note}"
+    if "coefficients" in recipe:
+        try:
+            skills, modules = list(recipe["skills"]), list(recipe["modules"])
+            values = np.array(recipe["coefficients"], dtype=float)
+            values = values[[skills.index(s) for s in grid.skills]][:, [modules.index(m) for m in grid.modules]]
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise LabError("The recipe's coefficients are not of these skills and modules.") from error
+        session.set(values)
+        return f"The recipe's coefficients are set.{note}"
+    weights = recipe.get("weights")
+    label = str(recipe["method"])
+    try:
+        given = [float(weights[a.name]) for a in session.adapters] if isinstance(weights, Mapping) else None
+        parameters = dict(recipe.get("parameters", {}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LabError("The recipe's weights or parameters are not readable.") from error
+    name = session.add(label, merge(label, session.adapters, given, **parameters))
+    return f"{name} is a column of Compare now.{note}"
+
+
+def commands(session: Session, column: str, base: str) -> str:
+    """Shell commands that make the same again. base: as it may be shown."""
+    given = [f"{a.name}={session.sources.get(a.name, 'PATH/TO/' + a.name)}" for a in session.adapters]
+    on = ["--base", base]
+    recipe = session.merged(column).recipe if column != "base" else {}
+    method, out = recipe.get("method"), ["--out", f"{clean_name(column)}/"]
+    if column == "base" or column in session.need().skills:
+        return f"python -m lab inspect {shlex.join([*given, *on])}"
+    if "learning" in recipe:
+        facts = recipe["learning"]
+        parameters = _options(recipe.get("parameters", {}))
+        rows = (
+            ["--data", facts["data"], "--rows", str(facts["rows_each"])]
+            if facts["data"] == "world"
+            else ["--data", facts["data"]]
+        )
+        told = [
+            "--rates",
+            f"{facts['learning_rate']:g}",
+            "--steps",
+            str(facts["steps"]),
+            "--batch-size",
+            str(facts["batch_size"]),
+        ]
+        line = [
+            "learn",
+            *given,
+            *on,
+            "--method",
+            str(method),
+            *parameters,
+            *rows,
+            *told,
+            "--seed",
+            str(facts["seed"]),
+            *out,
+        ]
+    elif method == "concatenation with set alphas":
+        values = np.array(recipe["coefficients"])
+        rows = [row[there] for row, there in zip(values, session.grid.present, strict=True)]
+        if all(len(row) and (row == row[0]).all() for row in rows):
+            line = ["merge", *given, "--method", "cat_static", "--weights", *(f"{row[0]:g}" for row in rows), *on, *out]
+        else:
+            again = shlex.join(["recipe.json", *given, *out])
+            return f"# save the recipe as recipe.json, then\npython -m lab.app.repeat {again}"
+    else:
+        weights = recipe.get("weights")
+        told = (
+            ["--weights", *(f"{weights[a.name]:g}" for a in session.adapters)] if isinstance(weights, Mapping) else []
+        )
+        line = ["merge", *given, "--method", str(method), *_options(recipe.get("parameters", {})), *told, *on, *out]
+    note = (
+        f"  # was stopped after {recipe['learning']['stopped_after']} steps"
+        if "stopped_after" in recipe.get("learning", {})
+        else ""
+    )
+    return f"python -m lab {shlex.join(line)}{note}"
+
+
+def papermill_command(session: Session, column: str, base: str) -> str:
+    """The notebook that makes and tests this method with all its controls."""
+    recipe = session.merged(column).recipe if column != "base" else {}
+    method = str(recipe.get("method", ""))
+    methods = ["base", *session.need().skills, "cat_static"]
+    if method and not method.startswith("concatenation") and method not in methods:
+        methods.append(method)
+    on = f" -p base {shlex.quote(base)}" if base != "embedded" else ""
+    told = shlex.quote(f"methods: [{', '.join(methods)}]")
+    return f"papermill notebooks/s5_1_math_code.ipynb out.ipynb{on} -y {told}"
+
+
+def _options(parameters: Mapping) -> list[str]:
+    words = []
+    for name, value in parameters.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
+
+
+def snippet(column: str, base: str) -> str:
+    """Python that loads the exported adapter with PEFT."""
+    name = clean_name(f"{column}-adapter")
+    if base == "embedded":
+        load = 'from lab.base import load_base\n\nmodel, tokenizer = load_base("embedded")'
+    else:
+        load = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"model = AutoModelForCausalLM.from_pretrained({base!r})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({base!r})"
+        )
+    return (
+        f"from peft import PeftModel\n{load}\n"
+        f'model = PeftModel.from_pretrained(model, "{name}")  # the unpacked zip\n'
+        'prompt = tokenizer("Question: …\\nProgram:\\n", return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))\n"
+    )

@@ -1,0 +1,369 @@
+"""The app in a real browser, driven by its own debugging protocol: no driver program, no download."""
+
+import base64
+import io
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here: install Debian's package `chromium` to run the browser tests of the app"
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+    "--remote-allow-origins=*",
+    "--hide-scrollbars",
+)
+PATIENCE = 90  # seconds; machines that build are busy
+
+
+class Browser:
+    """One tab of a headless chromium."""
+
+    def __init__(self):
+        import websocket  # a dependency of jupyter
+
+        self.folder = tempfile.mkdtemp(prefix="chromium-")
+        self.process = subprocess.Popen(
+            [CHROMIUM, *FLAGS, f"--user-data-dir={self.folder}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        port_file = Path(self.folder, "DevToolsActivePort")
+        deadline = time.monotonic() + PATIENCE
+        while not port_file.exists() or not port_file.read_text().strip():
+            assert time.monotonic() < deadline, "chromium did not start"
+            time.sleep(0.1)
+        port = port_file.read_text().split()[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as reply:
+            page = next(t for t in json.load(reply) if t["type"] == "page")
+        self.socket = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=PATIENCE)
+        self.numbers = itertools.count(1)
+        self.requested: list[str] = []
+        self.errors: list[str] = []
+        for domain in ("Page", "Runtime", "Network", "DOM"):
+            self.send(f"{domain}.enable")
+        self.size(1400, 900)
+
+    def send(self, method: str, **params):
+        number = next(self.numbers)
+        self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
+        while True:
+            message = json.loads(self.socket.recv())
+            if message.get("method") == "Network.requestWillBeSent":
+                self.requested.append(message["params"]["request"]["url"])
+            if message.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(json.dumps(message["params"]["exceptionDetails"])[:400])
+            if message.get("id") == number:
+                assert "error" not in message, message["error"]
+                return message["result"]
+
+    def js(self, expression: str):
+        """The value of an expression, in which $ and $$ find one element and all."""
+        helped = f"(($, $$) => ({expression}))(s => document.querySelector(s), s => [...document.querySelectorAll(s)])"
+        found = self.send("Runtime.evaluate", expression=helped, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def wait(self, condition: str, patience: float = PATIENCE):
+        """Until the expression is true; its value."""
+        deadline = time.monotonic() + patience
+        while True:
+            value = self.js(
+                f"(() => {{ try {{ const v = {condition}; return v instanceof Element || v }} catch (e) {{ return null }} }})()"
+            )
+            if value:
+                return value
+            assert time.monotonic() < deadline, (
+                f"never true: {condition}\nthe page says: {self.js('document.body.innerText')[:1500]}"
+            )
+            time.sleep(0.1)
+
+    def open(self, url: str):
+        self.send("Page.navigate", url=url)
+        self.wait("$$('#mixer [data-cell]').length > 0 && $$('#columns input:checked').length > 0")
+
+    def size(self, width: int, height: int, phone: bool = False):
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+
+    def dark(self, on: bool):
+        self.send(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if on else "light"}],
+        )
+
+    def click(self, selector: str, text: str = ""):
+        """A real click in the middle of the first such element (that holds this text)."""
+        find = f"$$({selector!r}).find(e => e.textContent.includes({text!r}) && e.getClientRects().length)"
+        self.wait(f"!!({find})")
+        box = self.js(
+            f"(() => {{ const e = {find}; e.scrollIntoView({{block: 'center', behavior: 'instant'}}); const r = e.getBoundingClientRect();"
+            "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
+    def type(self, selector: str, text: str):
+        """Replace a field's text by typing, and leave it by Tab; once more if the page was not ready to take it."""
+        for _ in range(3):
+            if self._type(selector, text):
+                return
+        raise AssertionError(f"{selector} does not take {text!r}")
+
+    def _type(self, selector: str, text: str) -> bool:
+        self.wait(f"$({selector!r}).getClientRects().length > 0")
+        self.js(
+            f"(() => {{ const e = $({selector!r}); e.scrollIntoView({{block: 'center'}}); e.focus(); e.select(); }})()"
+        )
+        self.send("Input.insertText", text=text)
+        taken = self.js(f"$({selector!r}).value === {json.dumps(text)}")
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+        return taken
+
+    def slide(self, selector: str, value: float):
+        """Move a range input as a hand does: input events, then change."""
+        self.js(
+            f"(() => {{ const e = $({selector!r}); e.value = {value};"
+            "e.dispatchEvent(new Event('input', {bubbles: true})); e.dispatchEvent(new Event('change', {bubbles: true})); })()"
+        )
+
+    def tab(self, name: str):
+        self.click('[role="tab"]', name)
+
+    def choose_files(self, selector: str, files: list[str]):
+        root = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", nodeId=node, files=files)
+
+    def picture(self, path: str, full: bool = True):
+        data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=full)["data"]
+        Path(path).write_bytes(base64.b64decode(data))
+
+    def close(self):
+        self.socket.close()
+        self.process.terminate()
+        self.process.wait(20)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    import app
+
+    blocks = app.build_app(files=tmp_path_factory.mktemp("app"))
+    _, url, _ = blocks.launch(prevent_thread_lock=True, server_name="127.0.0.1", **app.launch_options())
+    yield url
+    blocks.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    browser = Browser()
+    yield browser
+    browser.close()
+
+
+def rules(browser, awaited: str = "") -> str:
+    """The alphas as text, once they hold what is awaited. A tab's content is made when the tab is first opened."""
+    browser.tab("Set")
+    return browser.wait(f"$('#rules textarea').value.includes({json.dumps(awaited)}) && $('#rules textarea').value")
+
+
+def ask(browser) -> dict[str, str]:
+    """The columns' answers, once all are complete and judged."""
+    browser.tab("Compare")
+    browser.wait("$('#ask').getClientRects().length > 0")
+    browser.js("$$('#answers article').forEach(a => a.dataset.old = 1)")
+    browser.click("#ask")
+    browser.wait("$('#answers article') && !$('#answers article[data-old]') && !$('#answers .caret')")
+    browser.wait("$$('#answers article').every(a => a.querySelector('footer .verdict'))")
+    return browser.js(
+        "Object.fromEntries($$('#answers article').map(a => [a.dataset.column, a.querySelector('pre').innerText]))"
+    )
+
+
+def test_it_opens_working_and_asks_nobody_else(browser, address):
+    browser.open(address)
+    answers = ask(browser)
+    assert list(answers) == ["base", "maths", "code", "merge"]
+    assert "def solution" in answers["code"]
+    strange = [
+        url
+        for url in browser.requested
+        if not url.startswith((address.rstrip("/"), "data:", "blob:", "about:", "chrome"))
+    ]
+    assert not strange
+    assert not browser.errors
+
+
+def test_alphas_by_slider_cell_layer_and_text_change_the_next_answer(browser, address):
+    browser.open(address)
+    before = ask(browser)
+    browser.slide("#mixer section[data-skill=maths] .master", 0)
+    browser.slide("#mixer section[data-skill=code] .master", 1)
+    assert rules(browser, "maths: 0\ncode: 1")
+    after = ask(browser)
+    assert after["merge"] == after["code"] == before["code"]  # the merge is the code skill now, without a re-merge
+    browser.type("#mixer [data-cell='0/3/1']", "0.3")
+    assert rules(browser, "maths layers 3 k: 0.3")
+    browser.click("#mixer section[data-skill=maths] tbody th button", "5")
+    browser.slide("#mixer .selection input[type=range]", 0.7)
+    assert rules(browser, "maths layers 5: 0.7")
+    browser.type("#rules textarea", "layers 0-1 q,v: 0.25")
+    browser.click("#apply-rules")
+    browser.wait("$('#mixer [data-cell=\"1/1/2\"]').value === '.25'")
+    browser.click("#undo")
+    browser.wait("$('#mixer [data-cell=\"1/1/2\"]').value === '1'")
+
+
+def test_a_wrong_rule_or_cell_is_told_and_changes_nothing(browser, address):
+    browser.open(address)
+    first = rules(browser)
+    browser.tab("Set")
+    browser.type("#rules textarea", "maths: 0.5\nlayers 9 q: 0.3")
+    browser.click("#apply-rules")
+    assert browser.wait(
+        "document.body.innerText.includes('Line 2') && document.body.innerText.includes('there are no layers 9')"
+    )
+    browser.type("#mixer [data-cell='0/0/0']", "nan")
+    browser.wait("document.body.innerText.includes('is no alpha')")
+    browser.wait(
+        f"$('#mixer [data-cell=\"0/0/0\"]').value !== 'nan' && $('#rules textarea').value === {json.dumps(first)}"
+    )
+
+
+def test_a_shared_link_sets_the_alphas(browser, address):
+    browser.open(address)
+    browser.tab("Set")
+    browser.type("#rules textarea", "maths: late 0.2 1; code: complement maths")
+    browser.click("#apply-rules")
+    browser.wait("$('#mixer [data-cell=\"0/0/0\"]').value === '.2'")
+    text = rules(browser)
+    browser.click("#share")
+    link = browser.wait("($('#link textarea, #link input') || {}).value")
+    browser.send("Page.navigate", url="about:blank")
+    browser.open(link)
+    assert rules(browser) == text
+
+
+def test_learning_is_live_stops_and_survives_a_closed_page(browser, address):
+    browser.open(address)
+    browser.tab("Learn")
+    browser.type("#steps input", "400")
+    browser.click("#start-learning")
+    browser.wait("$$('#learn-status svg').length >= 2")  # loss and heatmap
+    browser.send("Page.navigate", url="about:blank")
+    browser.open(address)
+    browser.tab("Learn")
+    browser.wait("$('#learn-status') && $('#learn-status').innerText.includes('running')")
+    browser.click("#stop-learning")
+    browser.wait("$('#learn-status').innerText.includes('stopped')")
+    browser.click("#use-learned")
+    assert "layers" in rules(browser, "layers")
+    browser.tab("Learn")
+    browser.click("#measure")
+    browser.wait("$$('#costs tbody tr').length >= 5")
+
+
+def test_blind_vote_and_reveal(browser, address):
+    browser.open(address)
+    browser.wait("$('#blind input').getClientRects().length > 0")
+    browser.click("#blind input")
+    browser.click("#ask")
+    browser.wait("$$('#choice input').length >= 3 && $('#choice').getClientRects().length > 0")
+    names = browser.js("$$('#answers article').map(a => [a.dataset.column, a.querySelector('b').innerText])")
+    assert all(column == "" and name.startswith("Answer ") for column, name in names)
+    browser.click("#choice label", "Answer A")
+    browser.click("#vote")
+    browser.wait("$$('#answers article b').some(b => b.innerText === 'base')")
+
+
+def test_adapters_come_from_uploads_and_wrong_ones_are_told(browser, address, tmp_path):
+    from lab.comparison import SHIPPED
+
+    folder = next(SHIPPED.glob("skill-maths-*"))
+    good, bad = tmp_path / "my-maths.zip", tmp_path / "evil.zip"
+    with zipfile.ZipFile(good, "w") as archive:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            archive.write(folder / name, f"my-maths/{name}")
+    with zipfile.ZipFile(bad, "w") as archive:
+        archive.writestr("../../adapter_config.json", "{}")
+    browser.open(address)
+    browser.tab("Load")
+    browser.wait("$$('#report tbody tr').length === 2")
+    browser.choose_files("#upload input[type=file]", [str(bad)])
+    browser.wait("document.body.innerText.includes('outside its own folder')")
+    browser.wait("$('#upload input[type=file]')")
+    browser.choose_files("#upload input[type=file]", [str(good)])
+    browser.wait("$$('#report tbody tr').length === 3")
+    browser.wait("$$('#mixer section').length === 3")
+
+
+def test_the_export_gives_equal_logits_through_peft(browser, address, tmp_path):
+    import torch
+    from peft import PeftModel
+
+    from lab.app.engine import Engine
+    from lab.app.session import Session
+    from lab.app.sources import shipped_skills
+    from lab.base import load_base
+
+    browser.open(address)
+    browser.tab("Set")
+    browser.type("#rules textarea", "maths: ramp 0.2 1; code layers 2-4 mlp: -0.4")
+    browser.click("#apply-rules")
+    browser.wait("$('#mixer [data-cell=\"0/0/0\"]').value === '.2'")
+    text = rules(browser)
+    browser.tab("Take home")
+    browser.click("#export")
+    link = browser.wait("($('#exported a[href*=\".zip\"]') || {}).href")
+    with urllib.request.urlopen(link) as reply:
+        zipfile.ZipFile(io.BytesIO(reply.read())).extractall(tmp_path)
+    model, _ = load_base("embedded")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        exported = PeftModel.from_pretrained(model, tmp_path / "merge-adapter")(input_ids=ids).logits
+        engine, session = Engine("embedded"), Session()
+        session.take(shipped_skills(), engine.model, "embedded")
+        session.set_text(text)
+        adapters, rows = session.plan(["merge"])
+        lane = engine.lane(adapters)
+        lane.use(rows)
+        live = lane.model(input_ids=ids).logits
+    assert (exported - live).norm() <= 1e-5 * live.norm()
+
+
+if os.environ.get("LAB_APP_PICTURES"):
+
+    def test_pictures(browser, address):
+        """Screenshots of every tab for people to look at."""
+        folder = Path(os.environ["LAB_APP_PICTURES"])
+        for dark in (False, True):
+            browser.dark(dark)
+            for width, phone in ((1400, False), (390, True)):
+                browser.size(width, 900 if not phone else 844, phone)
+                browser.open(address)
+                ask(browser)
+                for tab in ("Compare", "Set", "Learn", "Plots", "Take home", "Load", "Results"):
+                    browser.js(f"$$('[role=tab]').find(e => e.textContent.includes({tab!r})).click()")
+                    time.sleep(4)
+                    browser.picture(str(folder / f"{tab.replace(' ', '-')}-{'dark' if dark else 'light'}-{width}.png"))

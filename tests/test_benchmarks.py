@@ -14,6 +14,7 @@ import common
 import generate
 import merge
 import step
+import visitors
 
 from lab.adapter import LoraAdapter, LoraFactors
 from lab.errors import LabError
@@ -135,3 +136,8 @@ def test_an_error_in_the_measured_process_is_raised_here():
 
     with pytest.raises(LabError, match="no room"):
         common.measure_alone(build, torch.device("cpu"))
+
+
+def test_visitors(tmp_path):
+    rows = {row["what"]: row["value"] for row in run(visitors, tmp_path)}
+    assert rows["errors"] == rows["answers that were not the visitor's own"] == 0 and rows["answers to 2 visitors in 3 s"] > 0

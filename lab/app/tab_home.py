@@ -26,7 +26,7 @@ def build(page: Page) -> None:
                 label="As",
                 min_width=240,
             )
-            pad = gr.Checkbox(False, label="Pad the rank to one that serving engines accept", min_width=200)
+            pad = gr.Checkbox(False, label="Pad the rank to one that serving engines accept", min_width=200, elem_id="pad")
         with gr.Row():
             export = gr.Button("Export", variant="primary", elem_id="export", min_width=110)
             save = gr.Button("Save the recipe", elem_id="save-recipe", min_width=110)

@@ -7,7 +7,6 @@ next forward pass uses it (checked), and no factor has moved or changed (checked
 """
 
 import hashlib
-import sys
 from collections.abc import Callable, Sequence
 
 import common  # before lab: it makes the package importable
@@ -95,7 +94,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except LabError as error:
-        sys.exit(str(error))
+    common.start(main)

@@ -47,6 +47,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def start(main: Callable[[], None]) -> None:
+    """Run a benchmark as a program: bad input is one line and exit code 1."""
+    try:
+        main()
+    except LabError as error:
+        sys.exit(str(error))
+
+
 def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

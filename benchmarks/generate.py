@@ -7,7 +7,6 @@ is bound by reading the weights; on a GPU, with one prompt, by the number of ker
 """
 
 import copy
-import sys
 from collections.abc import Callable, Sequence
 
 import common  # before lab: it makes the package importable
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
 
-from lab.errors import LabError
 from lab.merging import merge
 from lab.stacked import attach, fold
 
@@ -98,7 +96,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except LabError as error:
-        sys.exit(str(error))
+    common.start(main)

@@ -28,7 +28,6 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.initialization import no_init_weights
 
 from lab.adapter import LoraAdapter
-from lab.errors import LabError
 from lab.merging.coefficients import Coefficients
 from lab.stacked import attach
 
@@ -227,7 +226,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except LabError as error:
-        sys.exit(str(error))
+    common.start(main)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lab.merging import METHODS
 from lab.world.recipe import BaseRecipe, make_tokenizer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -37,3 +38,12 @@ def data_folder() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real data at {DATA}: this test reads GSM8K, Code Alpaca and GSM-Hard rows from there")
     return DATA
+
+
+@pytest.fixture
+def registered():
+    """Methods registered in a test are gone after it."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)

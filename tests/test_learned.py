@@ -32,15 +32,6 @@ def base():
     return llama()
 
 
-@pytest.fixture
-def registered():
-    """Methods registered in a test are gone after it."""
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
-
-
 def rows(count=12, seed=0, completion_seed=1):
     """Prompts of 3 to 6 tokens with completions of 3."""
     prompts, answers = (torch.Generator().manual_seed(s) for s in (seed, completion_seed))

@@ -44,15 +44,6 @@ def base():
     return llama()
 
 
-@pytest.fixture
-def registered():
-    """Methods registered in a test are gone after it."""
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
-
-
 def same_update(a: LoraAdapter, b: LoraAdapter, tolerance=1e-5):
     assert list(a.modules) == list(b.modules)
     for module in a.modules:

@@ -86,13 +86,6 @@ class Engine:
                 self._lanes.popitem(last=False)
             return lane
 
-    def forget(self, adapters: Sequence[LoraAdapter]) -> None:
-        """Drop the views that hold any of these adapters."""
-        gone = set(map(id, adapters))
-        with self._mutex:
-            for key in [key for key in self._lanes if gone & set(key)]:
-                del self._lanes[key]
-
 
 def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

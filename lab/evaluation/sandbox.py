@@ -42,7 +42,7 @@ def solution():
         try:
             action()
             return True
-        except Exception:
+        except Exception:  # however it was stopped, it did not succeed
             return False
     def fork():
         if os.fork() == 0:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from lab.merging.cores import from_core, shared_directions, to_cores
-from lab.merging.knots import Prune, prune_and_elect
-from lab.merging.pruning import Density, Scale
+from lab.merging.pruning import Density, Prune, Scale, prune_and_elect
 from lab.merging.registry import merge_method
 
 

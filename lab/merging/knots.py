@@ -1,16 +1,13 @@
 """KnOTS: align the updates by a joint SVD, merge there (arXiv 2410.19735)."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from lab.merging.cores import shared_directions, to_cores
-from lab.merging.pruning import Density, Scale, drop_randomly, elect_and_merge, keep_largest
+from lab.merging.pruning import Density, Prune, Scale, prune_and_elect
 from lab.merging.registry import merge_method
-
-Prune = Annotated[Literal["magnitude", "random"], "largest entries (as TIES) or random ones (as DARE)"]
 
 
 @merge_method(
@@ -37,14 +34,3 @@ def knots(
     blocks = (directions.T @ cores @ V.T).float()  # S V_i: (skills, p, in)
     merged = prune_and_elect(blocks, weights, density, prune, generator)
     return scale * merged, (U @ directions).float()
-
-
-def prune_and_elect(
-    blocks: Tensor, weights: Tensor, density: float, prune: str, generator: torch.Generator
-) -> Tensor:
-    """TIES for "magnitude", DARE-TIES for "random", on coordinates (skills, rows, columns)."""
-    if prune == "magnitude":
-        blocks = torch.stack([keep_largest(block, density) for block in blocks])
-    else:
-        blocks = drop_randomly(blocks, density, generator)
-    return elect_and_merge(blocks, weights, normalize=True)

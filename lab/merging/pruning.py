@@ -1,6 +1,6 @@
 """Pruning and sign election: what TIES, DARE, DELLA, KnOTS and Core Space share."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from lab.merging.registry import Range
 
 Density = Annotated[float, Range(0, 1), "fraction of the entries kept"]
 Scale = Annotated[float, Range(0, 5), "λ, multiplies the merged update"]
+Prune = Annotated[Literal["magnitude", "random"], "largest entries (as TIES) or random ones (as DARE)"]
 
 
 def keep_largest(tensor: Tensor, density: float) -> Tensor:
@@ -44,3 +45,14 @@ def elect_and_merge(deltas: Tensor, weights: Tensor, *, normalize: bool) -> Tens
         total = (weights.abs() * agrees).sum(0)
         merged = merged / torch.where(total > 0, total, 1)
     return merged
+
+
+def prune_and_elect(
+    blocks: Tensor, weights: Tensor, density: float, prune: str, generator: torch.Generator
+) -> Tensor:
+    """TIES for "magnitude", DARE-TIES for "random", on coordinates (skills, rows, columns)."""
+    if prune == "magnitude":
+        blocks = torch.stack([keep_largest(block, density) for block in blocks])
+    else:
+        blocks = drop_randomly(blocks, density, generator)
+    return elect_and_merge(blocks, weights, normalize=True)

@@ -6,6 +6,7 @@ names and digests of the skills it was learned for (`save_router`, `load_router`
 
 import contextlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ WEIGHTS = "router.safetensors"
 RECIPE = "recipe.json"
 
 
-class Router(nn.Module):
+class Router(nn.Module, ABC):
     """Coefficients per token for every module of a stack.
 
     A subclass makes its parameters, calls `put_on(stack)`, and defines `coefficients(index, x)`: from the input
@@ -51,8 +52,9 @@ class Router(nn.Module):
         self.register_buffer("present", present, persistent=False)
         self._support: Support | None = None
 
+    @abstractmethod
     def coefficients(self, index: int, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """See the class."""
 
     def put_on(self, stack: Stack) -> None:
         """Make the stack ask this router, whatever fed it before. It goes to the device and mode of the model."""

@@ -11,16 +11,20 @@ from lab.errors import LabError
 from lab.files import content_hash
 
 DTYPES = ("float32", "float16", "bfloat16")
-EMBEDDED = Path(__file__).parent / "world" / "base"
+_WORLD = Path(__file__).parent / "world"
+# The bases that ship: of Section 5.1, of the reading sections (5.2, 5.3), of the prompt formats (5.4).
+EMBEDDED = {
+    "embedded": _WORLD / "base", "embedded-reading": _WORLD / "reading" / "base", "embedded-letters": _WORLD / "letters" / "base",
+}  # fmt: skip
 
 
 def load_base(source: str, *, revision: str | None = None, dtype: str = "float32", device: str | None = None):
-    """(model, tokenizer) of "embedded", a folder with a causal language model (safetensors), or a Hub id.
+    """(model, tokenizer) of an EMBEDDED base, a folder with a causal language model (safetensors), or a Hub id.
 
     Raises LabError when it is not there, is no causal language model, has only pickled weights, or cannot be reached.
     """
-    folder = EMBEDDED if source == "embedded" else Path(source)
-    local = source == "embedded" or folder.exists() or source.startswith((".", "/", "~"))
+    folder = base_folder(source)
+    local = source in EMBEDDED or folder.exists() or source.startswith((".", "/", "~"))
     if local:
         _check_folder(folder)
     name = str(folder) if local else source
@@ -45,9 +49,14 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "float32
     return model.to(device).eval(), tokenizer
 
 
+def base_folder(source: str) -> Path:
+    """Where a base lies: one that ships, by its name, else the source as a path."""
+    return EMBEDDED.get(source, Path(source))
+
+
 def base_hash(source: str, revision: str | None = None) -> str:
     """What names the base in keys and records: the content of a folder, or Hub id and revision."""
-    folder = EMBEDDED if source == "embedded" else Path(source)
+    folder = base_folder(source)
     if folder.is_dir():
         files = sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer*"), folder / "config.json"])
         return content_hash(*files)

@@ -27,25 +27,31 @@ from lab.evaluation.sandbox import isolation_level
 from lab.files import content_hash, write_atomic
 from lab.merging import METHODS, build, merge
 from lab.merging.routing import Router, load_router, save_router
-from lab.presets import Preset
+from lab.presets import Preset, configure
 from lab.prompts import demonstrate
 from lab.skills import encode_examples, train_lora
 from lab.stacked import attach
 from lab.store import Store
-from lab.tasks import Example, Task, code, hard_math_code, maths
+from lab.tasks import Example, Task
 from lab.training import Encoded, collate, encode
 
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the paper: skills, and a target that needs them."""
+    """One section of the paper: skills, and a target that needs them.
+
+    presets: what it changes in a preset, by the preset's name. contenders: its own, by name; they go before the usual ones.
+    """
 
     name: str
     skills: tuple[Task, ...]
     target: Task
+    presets: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
+    contenders: Mapping[str, "Callable[[Bench], Entry]"] = dataclasses.field(default_factory=dict)
 
-
-MATH_CODE = Section("s5_1_math_code", (maths.TASK, code.TASK), hard_math_code.TASK)
+    def preset(self, name: str, base: str = "", data: str = "", settings: Mapping[str, object] | None = None) -> Preset:
+        """A preset as this section has it, with a notebook's parameters (see lab.presets.configure)."""
+        return configure(name, base, data, settings, self.presets)
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,13 @@ class Entry:
 
     key: everything that decides it. load: makes it, or finds it in the store, and gives the adapter or the router (None: the base
     itself) and facts about it (loss, sweep, learning_rate, steps, seconds, …). shots: worked examples before each question.
+    context: what stands before each question otherwise, such as passages found for it.
     """
 
     key: Mapping
     load: Callable[[], tuple["LoraAdapter | Routed | None", Mapping]]
     shots: tuple[tuple[str, str], ...] = ()
+    context: Callable[[Example], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ class Bench:
         return base_hash(self.preset.base, self.preset.revision)
 
     def examples(self, task: Task, split: str, count: int | None, seed: int | None = None) -> list[Example]:
-        return task.load(self.preset.data[task.name], split, count, self.seed if seed is None else seed)
+        return task.load(self.preset.source(task.folder), split, count, self.seed if seed is None else seed)
 
     def rows(self, task: Task) -> list[Encoded]:
         """The skill's training rows."""
@@ -130,7 +138,7 @@ class Bench:
         }  # fmt: skip
         if p.dtype != "float32":
             training["dtype"] = p.dtype
-        data = {task.name: (task.version, task.template, data_hash(p.data[task.name])) for task in self.section.skills}
+        data = {task.name: (task.version, task.template, data_hash(task, p.source(task.folder))) for task in self.section.skills}
         return {"base": self.base, "training": training, "data": data, "seed": self.seed, **more}
 
     def coefficient_key(self, **more) -> dict:
@@ -160,7 +168,7 @@ class Bench:
         task = self.section.target
         if task.demonstrations is None:
             raise LabError(f"Task {task.name} has no demonstrations, which methods that see the target learn from.")
-        shown = task.demonstrations(self.preset.data[task.name], count)
+        shown = task.demonstrations(self.preset.source(task.folder), count)
         examples = [Example(f"shown-{i}", task.template.format(text=text), done, "") for i, (text, done) in enumerate(shown)]
         return encode_examples(self.tokenizer, examples, self.preset.max_tokens)
 
@@ -208,7 +216,7 @@ def base_few_shot(bench: Bench) -> Entry:
     task = bench.section.target
     if task.demonstrations is None:
         raise LabError(f"Task {task.name} has no demonstrations, so there is no few-shot baseline.")
-    return dataclasses.replace(base(bench), shots=tuple(task.demonstrations(bench.preset.data[task.name])))
+    return dataclasses.replace(base(bench), shots=tuple(task.demonstrations(bench.preset.source(task.folder))))
 
 
 def data_mix(bench: Bench) -> Entry:
@@ -332,14 +340,15 @@ SEEDLESS = ("base", "few_shot")  # the same for every seed
 
 def get_contender(name: str, section: Section) -> Callable[[Bench], Entry]:
     """By name: a contender, a method of lab.merging, or a skill of the section. Raises LabError for another."""
-    if name in CONTENDERS:
-        return CONTENDERS[name]
+    for named in (section.contenders, CONTENDERS):
+        if name in named:
+            return named[name]
     for task in section.skills:
         if name == task.name:
             return lambda bench: bench.skill(task)
     if name in METHODS:
         return partial(static if METHODS[name].recipe is None else learned, method=name)
-    known = [*CONTENDERS, *(t.name for t in section.skills), *METHODS]
+    known = [*section.contenders, *CONTENDERS, *(t.name for t in section.skills), *METHODS]
     near = difflib.get_close_matches(name, known, 1, 0.0)[0]
     raise LabError(f"There is no method {name!r}; did you mean {near!r}? ({', '.join(dict.fromkeys(known))})")
 
@@ -352,18 +361,18 @@ def check(section: Section, preset: Preset, methods: Sequence[str], needs: Seque
     if missing:
         raise LabError(f"The tables and figures need the method {missing[0]!r} too; add it to methods.")
     for task in (*section.skills, section.target):
-        if preset.data[task.name] != "hub":
-            task.load(preset.data[task.name], "test", 1, 0)
+        if preset.data != "hub":
+            task.load(preset.source(task.folder), "test", 1, 0)
 
 
 @functools.cache
-def data_hash(source: str) -> str:
-    """What names a data source in keys: generated data by the generators' own text, a folder by its files, or the Hub's revisions."""
+def data_hash(task: Task, source: str) -> str:
+    """What names a task's data in keys: generated data by the generators' own text, a folder by its files, or the Hub's revisions."""
     if source == "world":
         world = Path(__file__).parent / "world"
-        return content_hash(*(world / name for name in ("lexicon.py", "chains.py", "stories.py", "orders.py")))
+        return content_hash(*(world / name for name in task.world))
     if source == "hub":
-        return content_hash([dataclasses.asdict(s) for s in (maths.METAMATH, maths.GSM8K_TEST, code.CODE_ALPACA, hard_math_code.GSM_HARD)])
+        return content_hash([dataclasses.asdict(found) for found in task.hub])
     return content_hash(Path(source)) if Path(source).is_dir() else source
 
 
@@ -397,7 +406,7 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
     decoding = {f: getattr(preset, f) for f in ("temperature", "top_p", "max_new_tokens", "own_test")}
     if preset.temperature:  # each batch draws from its own seed
         decoding["generation_batch"] = preset.generation_batch
-    data = content_hash({t.name: data_hash(preset.data[t.name]) for t in tasks})
+    data = content_hash({t.name: data_hash(t, preset.source(t.folder)) for t in tasks})
     versions = [(t.name, t.version, t.template) for t in tasks]
     key = content_hash(section.name, name, bench.seed, versions, data, problems, decoding, dict(entry.key), list(entry.shots))
     found = results.find_record(out, section.name, key)
@@ -412,6 +421,8 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
     if entry.shots:
         shown = demonstrate(target.template, entry.shots)
         examples = [dataclasses.replace(e, prompt=shown + e.prompt) for e in examples]
+    if entry.context:
+        examples = [dataclasses.replace(e, prompt=entry.context(e) + e.prompt) for e in examples]
     answers = answer(bench, adapter, target, examples, f"{name}, seed {bench.seed}")
     seconds["answer"] = round(time.time() - started, 2)
     started = time.time()
@@ -419,7 +430,7 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
     seconds["score"] = round(time.time() - started, 2)
     started = time.time()
     own = {}
-    for task in () if entry.shots else section.skills:  # worked examples of the target say nothing about the skills' tests
+    for task in () if entry.shots or entry.context else section.skills:  # worked examples of the target say nothing about the skills' tests
         tests = [e for e in bench.examples(task, "test", preset.own_test, seed=0) if e.answer]
         if tests:  # Code Alpaca's rows have no answer that a program could be checked against
             own_answers = answer(bench, adapter, task, tests, f"{name}, {task.name} test")

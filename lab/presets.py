@@ -8,8 +8,6 @@ from pathlib import Path
 
 from lab.errors import LabError
 
-# Where a folder of real data holds each task's files.
-DATA_FOLDERS = {"maths": "gsm8k", "code": "code_alpaca", "hard_math_code": "gsm_hard"}
 # The smallest value of whole numbers, and the range of others.
 LEAST = {
     "rank": 1, "lora_alpha": 1, "train_rows": 1, "epochs": 1, "batch_size": 1, "accumulation": 1, "warmup": 0, "max_tokens": 2,
@@ -24,11 +22,12 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 
 @dataclass(frozen=True)
 class Preset:
-    """base, data: "embedded"/"world", a folder, or a Hub id/"hub". Sizes are rows; learning rates are peaks."""
+    """base: an embedded base (lab.base.EMBEDDED), a folder or a Hub id. data: "world" (generated), "hub", or a folder that holds
+    the tasks' folders (Task.folder). Sizes are rows; learning rates are peaks."""
 
     name: str
     base: str
-    data: Mapping[str, str]  # task name -> source
+    data: str
     revision: str | None = None
     dtype: str = "float32"
     precision: str = "no"
@@ -74,8 +73,12 @@ class Preset:
         for name, choices in {"precision": ("no", "bf16", "fp16"), "dtype": ("float32", "float16", "bfloat16")}.items():
             if getattr(self, name) not in choices:
                 raise LabError(f"Preset {self.name}: {name} is {getattr(self, name)!r}; choose {', '.join(choices)}.")
-        if not isinstance(self.data, Mapping) or set(self.data) != set(DATA_FOLDERS):
-            raise LabError(f"Preset {self.name}: data is {self.data!r}; give a source for each of {', '.join(DATA_FOLDERS)}.")
+        if not isinstance(self.data, str) or not self.data:
+            raise LabError(f"Preset {self.name}: data is {self.data!r}; give 'world', 'hub' or a folder.")
+
+    def source(self, folder: str) -> str:
+        """Where a task finds its rows: "world", "hub", or its own folder in the preset's folder of data."""
+        return self.data if self.data in ("world", "hub") else str(Path(self.data) / folder)
 
     def change(self, **changes) -> "Preset":
         """A preset with other values. Raises LabError for a field that it does not have."""
@@ -91,25 +94,21 @@ def _nearest(name: str, names) -> str:
     return repr(found[0])
 
 
-def _all(source: str) -> dict[str, str]:
-    return dict.fromkeys(DATA_FOLDERS, source)
-
-
 PRESETS = {
     preset.name: preset
     for preset in (
         # All linear layers: with the paper's five, the tiny base learns its skills markedly slower.
-        Preset("embedded", "embedded", _all("world"), targets=ALL_LINEAR),
+        Preset("embedded", "embedded", "world", targets=ALL_LINEAR),
         # A modern open base that one 24 GB GPU trains in an evening.
         Preset(
-            "small", "Qwen/Qwen2.5-0.5B", _all("hub"), revision="060db6499f32faf8b98477b0a26969ef7d8b9987", dtype="float32",
+            "small", "Qwen/Qwen2.5-0.5B", "hub", revision="060db6499f32faf8b98477b0a26969ef7d8b9987", dtype="float32",
             precision="bf16", rank=32, lora_alpha=64, dropout=0.05, train_rows=20000, epochs=1, batch_size=8, accumulation=4,
             learning_rate=3e-4, warmup=100, max_tokens=512, coefficient_batch=6, generation_batch=64,
             max_new_tokens=200,
         ),
         # The paper's settings (Sections 4, B.1). It trained on all of MetaMathQA and Code Alpaca.
         Preset(
-            "paper", "huggyllama/llama-7b", _all("hub"), revision="4782ad278652c7c71b72204d462d6d01eaaf7549", dtype="float16",
+            "paper", "huggyllama/llama-7b", "hub", revision="4782ad278652c7c71b72204d462d6d01eaaf7549", dtype="float16",
             precision="fp16", rank=32, lora_alpha=64, dropout=0.05, train_rows=None, epochs=3, batch_size=8, accumulation=4,
             learning_rate=3e-4, warmup=100, max_tokens=512, coefficient_batch=6, coefficient_rates=(1e-4,), temperature=0.01,
             top_p=0.95, generation_batch=16, max_new_tokens=200,
@@ -125,15 +124,18 @@ def get_preset(name: str, **changes) -> Preset:
     return PRESETS[name].change(**changes)
 
 
-def configure(name: str, base: str = "", data: str = "", settings: Mapping[str, object] | None = None) -> Preset:
+def configure(
+    name: str, base: str = "", data: str = "", settings: Mapping[str, object] | None = None, section: Mapping[str, Mapping] = {}
+) -> Preset:
     """A preset as a notebook's parameters ask for it.
 
-    base: a folder or Hub id in place of the preset's. data: a folder that holds DATA_FOLDERS, in place of the preset's data.
-    settings: other values of the preset's fields. "" and {} leave it as it is.
+    base: a folder or Hub id in place of the preset's. data: a folder of real data in place of the preset's.
+    settings: other values of the preset's fields. "" and {} leave it as it is. section: what a section of the paper changes in
+    each preset, by the preset's name.
     """
-    changes = dict(settings or {})
+    changes = dict(section.get(name, {})) | dict(settings or {})
     if base:
         changes |= {"base": base, "revision": None}
     if data:
-        changes["data"] = {task: str(Path(data) / folder) for task, folder in DATA_FOLDERS.items()}
+        changes["data"] = data
     return get_preset(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()})

@@ -21,7 +21,7 @@ from lab.adapter import (
     module_names,
     read_config,
 )
-from lab.base import EMBEDDED
+from lab.base import base_folder
 from lab.errors import LabError
 from lab.merging import METHODS, build, merge, search
 from lab.merging.registry import Method
@@ -218,7 +218,7 @@ def base_config(source: str):
     """The configuration of "embedded", a folder or a Hub id. Raises LabError when it is not there."""
     from transformers import AutoConfig
 
-    folder = EMBEDDED if source == "embedded" else Path(source)
+    folder = base_folder(source)
     local = source == "embedded" or folder.exists() or source.startswith((".", "/", "~"))
     if local and not (folder / "config.json").is_file():
         raise LabError(f"The base model {source} is not there: it is no folder with a config.json.")

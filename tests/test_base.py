@@ -8,19 +8,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from lab.base import EMBEDDED, base_hash, load_base
+from lab.base import base_folder, base_hash, load_base
 from lab.errors import LabError
 from lab.evaluation.generate import generate
 from lab.presets import PRESETS, get_preset
 
 
 def test_embedded_base_loads_with_plain_transformers_and_is_small():
-    model = AutoModelForCausalLM.from_pretrained(EMBEDDED)
+    folder = base_folder("embedded")
+    model = AutoModelForCausalLM.from_pretrained(folder)
     assert isinstance(model, LlamaForCausalLM)
-    facts = json.loads((EMBEDDED / "recipe.json").read_text())
+    facts = json.loads((folder / "recipe.json").read_text())
     assert sum(p.numel() for p in model.parameters()) == facts["parameters"]
-    assert sum(f.stat().st_size for f in EMBEDDED.iterdir()) < 16e6
-    assert len(AutoTokenizer.from_pretrained(EMBEDDED)) == model.config.vocab_size
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 16e6
+    assert len(AutoTokenizer.from_pretrained(folder)) == model.config.vocab_size
 
 
 def test_embedded_base_is_a_language_model_of_its_world():
@@ -127,7 +128,7 @@ def test_presets_reject_nonsense():
     wrong = {
         "rank": 0, "dropout": 1.0, "coefficient_share": 0.0, "train_rows": "500", "precision": "int8", "learning_rate": "3e-4",
         "coefficient_rates": 0.1, "dtype": "fp16", "targets": "q_proj", "temperature": -1, "max_new_tokens": 0, "top_p": 0, "warmup": -1,
-        "data": {"maths": "world"}, "lora_alpha": True,
+        "data": "", "lora_alpha": True,
     }  # fmt: skip
     for field, value in wrong.items():
         with pytest.raises(LabError, match=f"{field} is "):

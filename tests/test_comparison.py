@@ -8,11 +8,12 @@ import torch
 
 from lab import comparison, learning, skills
 from lab.base import load_base
-from lab.comparison import MATH_CODE, SHIPPED, Bench, compare, get_contender, random_adapters
+from lab.comparison import SHIPPED, Bench, compare, get_contender, random_adapters
 from lab.errors import LabError
 from lab.files import PROJECT
 from lab.learning import held_out_loss, learn, split_held_out
 from lab.presets import get_preset
+from lab.sections import MATH_CODE
 from lab.results import load_records
 from lab.skills import encode_examples, train_lora
 from lab.stacked import attach
@@ -157,7 +158,7 @@ def test_unknown_method_and_empty_input_are_named(preset, tmp_path):
     with pytest.raises(LabError, match="need the method 'cat'"):
         comparison.check(MATH_CODE, preset, ["base"], needs=["base", "cat"])
     with pytest.raises(LabError, match="does not exist"):
-        comparison.check(MATH_CODE, preset.change(data=dict.fromkeys(preset.data, str(tmp_path))), ["base"])
+        comparison.check(MATH_CODE, preset.change(data=str(tmp_path)), ["base"])
     with pytest.raises(LabError, match="never trained on"):
         hard_math_code.load("world", "train", 1, 0)
     with pytest.raises(LabError, match="no seeds"):

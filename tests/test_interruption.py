@@ -14,7 +14,7 @@ PROGRAM = """
 import sys, time, torch
 torch.set_num_threads(1)
 import lab.training, lab.evaluation.generate
-from lab import comparison
+from lab import comparison, sections
 from lab.presets import get_preset
 from pathlib import Path
 base, folder, pause = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
@@ -31,7 +31,7 @@ def slow_cut(text, stop):
 lab.evaluation.generate.cut = slow_cut
 preset = get_preset("embedded", base=base, rank=2, lora_alpha=4, train_rows=64, coefficient_share=0.5, coefficient_rates=(0.1,),
                     own_test=2, max_new_tokens=4, generation_batch=2, dropout=0.1)
-comparison.compare(comparison.MATH_CODE, preset, ["maths", "cat"], [0], 12, out=folder / "records", artifacts=folder / "artifacts")
+comparison.compare(sections.MATH_CODE, preset, ["maths", "cat"], [0], 12, out=folder / "records", artifacts=folder / "artifacts")
 """
 STAGES = {"skill training": "skill-maths-*.checkpoint", "coefficients": "cat-*.checkpoint-0.1", "answers": "answers-*.checkpoint"}
 

@@ -75,7 +75,7 @@ def task_questions(name: str, preset: Preset, count: int, first: int = 0) -> lis
     if not (1 <= count <= QUESTIONS and first >= 0):
         raise LabError(f"Ask 1 to {QUESTIONS} problems, from number 0 on.")
     task = TASKS[name]
-    found = task.load(preset.data[name], "test", first + count, 0)[first:]
+    found = task.load(preset.source(task.folder), "test", first + count, 0)[first:]
     if not found:
         raise LabError(f"{name} has fewer than {first + 1} test problems.")
     return [Question(e.prompt, e.answer, name != "maths") for e in found]

@@ -13,7 +13,7 @@ from lab.app.alphas import Grid, settle
 from lab.app.engine import Engine, shared_copy
 from lab.app.jobs import Job
 from lab.app.session import Session
-from lab.comparison import MATH_CODE
+from lab.sections import MATH_CODE
 from lab.errors import LabError
 from lab.merging import METHODS, Method
 from lab.merging.registry import complete_parameters
@@ -49,8 +49,8 @@ def skills_material(engine: Engine, preset: Preset, names: Sequence[str], count:
         raise LabError(f"rows is {count}; give a whole number from 1 to 20000.")
     if not tasks:
         raise LabError(f"No data is known for {', '.join(names)}; give your own rows as JSONL files, one per skill.")
-    examples = {t.name: t.load(preset.data[t.name], "calibration", count + HELD_OUT_ROWS, seed) for t in tasks}
-    return _material(engine, preset, examples, preset.data[tasks[0].name], count)
+    examples = {t.name: t.load(preset.source(t.folder), "calibration", count + HELD_OUT_ROWS, seed) for t in tasks}
+    return _material(engine, preset, examples, preset.data, count)
 
 
 def own_material(engine: Engine, preset: Preset, pairs: Mapping[str, Sequence[tuple[str, str]]], seed: int) -> Material:

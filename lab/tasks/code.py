@@ -35,4 +35,7 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
     ]
 
 
-TASK = Task("code", 1, "Instructions to programs", prompts.CODE, load, score_programs, 110, stop=("\nQuestion:",))
+TASK = Task(
+    "code", 1, "Instructions to programs", prompts.CODE, load, score_programs, 110, stop=("\nQuestion:",), folder="code_alpaca",
+    hub=(CODE_ALPACA,),
+)  # fmt: skip

@@ -47,5 +47,5 @@ def demonstrations(source: str, count: int | None = None) -> list[tuple[str, str
 
 TASK = Task(
     "hard_math_code", 1, "Hard word problems by program", prompts.HARD_MATH_CODE, load, score_programs, 110,
-    stop=("\nQuestion:",), demonstrations=demonstrations,
+    stop=("\nQuestion:",), demonstrations=demonstrations, folder="gsm_hard", hub=(GSM_HARD,),
 )  # fmt: skip

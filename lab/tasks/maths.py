@@ -68,4 +68,7 @@ def score(completions: list[str], answers: list[str]) -> list[Verdict]:
     return [score_final_number(*row) for row in zip(completions, answers, strict=True)]
 
 
-TASK = Task("maths", 1, "Word problems, small numbers", prompts.MATHS, load, score, 90, stop=("\nQuestion:",))
+TASK = Task(
+    "maths", 1, "Word problems, small numbers", prompts.MATHS, load, score, 90, stop=("\nQuestion:",), folder="gsm8k",
+    hub=(METAMATH, GSM8K_TEST),
+)  # fmt: skip

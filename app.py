@@ -79,6 +79,7 @@ def launch_options() -> dict:
         "enable_monitoring": False,
         "footer_links": ["api"],
         "max_file_size": "4gb",
+        "state_session_capacity": 300,  # pages; Gradio keeps about 0.5 MB for each
         "quiet": True,
         "show_error": False,
         "mcp_server": False,

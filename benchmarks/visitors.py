@@ -3,8 +3,10 @@
     python benchmarks/visitors.py
 
 A server of its own on the embedded base. First one visitor: seconds to the first answer after the server is up, from a
-changed alpha to the first new token, and tokens per second of the merge beside the base. Then `--clients` visitors for
-`--seconds`, each changing its alphas before every answer; an answer that is not the one heard alone is a mix-up.
+changed alpha to the first new token, and tokens per second of the merge beside the base. Then its memory over 200 answers
+of 12 tokens and 50 swaps of settings (another adapter read in place of one, a method and a router as columns). Then `--clients`
+visitors for `--seconds`, each changing its alphas before every answer; an answer that is not the one heard alone is a
+mix-up.
 """
 
 import os
@@ -19,12 +21,15 @@ from collections.abc import Sequence
 import common  # before lab: it makes the package importable
 from gradio_client import Client
 
+from lab.app.sources import shipped_folders
 from lab.errors import LabError
 from lab.files import PROJECT
 
 PROMPT = (
     "How many pears are there in the end? There are 37246 pears at the house of Ruth. Then she buys 516507 pears. Ruth receives 748946 pears."
 )
+CALM = {"verbose": False, "httpx_kwargs": {"timeout": 120}}
+ANSWERS, SWAPS = 200, 50
 SETTINGS = ("maths: 1; code: 0", "maths: 0; code: 1", "maths: 0.8; code: 0.8", "maths: 0.5; code: 1")
 
 
@@ -34,9 +39,9 @@ def resident_mb(pid: int) -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def answer(client: Client, alphas: str, columns: Sequence[str] = ("merge",)) -> dict:
+def answer(client: Client, alphas: str, columns: Sequence[str] = ("merge",), tokens: int = 60) -> dict:
     client.predict(alphas, api_name="/set_alphas")
-    return client.predict(PROMPT, list(columns), max_new_tokens=60, api_name="/ask")
+    return client.predict(PROMPT, list(columns), max_new_tokens=tokens, api_name="/ask")
 
 
 def first_token(client: Client, alphas: str) -> float:
@@ -47,6 +52,25 @@ def first_token(client: Client, alphas: str) -> float:
         if now["merge"]["tokens"]:
             return time.perf_counter() - started
     raise LabError("The app ended an answer without a token; look at its output.")
+
+
+def swap(client: Client) -> None:
+    """Other settings: the maths skill read anew in place of itself, a method and a router as columns."""
+    folder = shipped_folders()["maths"]
+    client.predict(f"maths={folder}", "maths", api_name="/load_adapter")
+    for method in ("task_arithmetic", "arrow"):
+        answer(client, SETTINGS[2], ["base", client.predict(method, {}, [], api_name="/add_method")], tokens=12)
+
+
+def long_visit(url: str, answers: int, swaps: int) -> None:
+    """So many answers and swaps, evenly mixed, by one visitor."""
+    client, done = Client(url, **CALM), 0
+    for turn in range(swaps):
+        swap(client)
+        while done < answers * (turn + 1) // swaps:
+            answer(client, SETTINGS[done % len(SETTINGS)], tokens=12)
+            done += 1
+    client.close()
 
 
 def serve() -> tuple[subprocess.Popen, str]:
@@ -68,7 +92,7 @@ def serve() -> tuple[subprocess.Popen, str]:
 def visit(url: str, number: int, until: float, expected: dict[str, str], into: list) -> None:
     """One visitor: (seconds, whether the answer is the one heard alone) per answer; an error as text."""
     try:
-        client = Client(url, verbose=False)
+        client = Client(url, **CALM)
         turn = number
         while time.monotonic() < until:
             alphas, turn = SETTINGS[turn % len(SETTINGS)], turn + 1
@@ -87,10 +111,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.quick:
         options.clients, options.seconds, options.rounds = 2, 3, 1
+    answers_wanted, swaps = (8, 2) if options.quick else (ANSWERS, SWAPS)
     server, url = serve()
     try:
         started = time.perf_counter()
-        client = Client(url, verbose=False)
+        client = Client(url, **CALM)
         alone = {SETTINGS[0]: answer(client, SETTINGS[0])["merge"]["text"]}
         first = time.perf_counter() - started
         alone |= {alphas: answer(client, alphas)["merge"]["text"] for alphas in SETTINGS[1:]}
@@ -101,7 +126,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             for column in ("base", "merge")
         }
-        # Each server process keeps what its first answers needed; what counts is what later ones add.
+        # The server keeps what its first answers needed; what counts is what later ones add.
+        long_visit(url, answers_wanted // 10 + 2, swaps // 10 + 2)
+        warm = resident_mb(server.pid)
+        long_visit(url, answers_wanted, swaps)
+        after = resident_mb(server.pid)
         heard: list[list] = [[] for _ in range(options.clients)]
         memory, until = [], time.monotonic() + options.seconds
         threads = [threading.Thread(target=visit, args=(url, i, until, alone, heard[i])) for i in range(options.clients)]
@@ -110,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         while any(thread.is_alive() for thread in threads):
             memory.append(resident_mb(server.pid))
             time.sleep(1)
+        time.sleep(3)  # closed sessions are freed in the background
+        gone = resident_mb(server.pid)
     finally:
         server.terminate()
         server.wait(30)
@@ -124,12 +155,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         {"what": "changed alpha to first new token, s (median)", "value": reaction},
         {"what": "base alone, tokens/s (median)", "value": speeds["base"]},
         {"what": "merge alone, tokens/s (median)", "value": speeds["merge"]},
+        {"what": "server's memory when warm, MB", "value": warm},
+        {"what": f"after {answers_wanted} answers and {swaps} swaps of settings, MB", "value": after},
         {"what": f"answers to {options.clients} visitors in {options.seconds:g} s", "value": len(answers)},
         {"what": "errors", "value": len(errors)},
         {"what": "answers that were not the visitor's own", "value": mixed},
         {"what": "seconds per answer, median", "value": statistics.median(s for s, _ in answers)},
         {"what": "server's memory, MB, median of the first third", "value": statistics.median(memory[:third])},
         {"what": "server's memory, MB, median of the last third", "value": statistics.median(memory[-third:])},
+        {"what": "server's memory, MB, when they have gone", "value": gone},
     ]
     checks = [{"check": "share of answers that are not the visitor's own", "relative_error": mixed / len(answers), "tolerance": 0.0}]
     common.report("visitors", common.find_device(options.device), options, rows, checks, [])

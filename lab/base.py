@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx2
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lab.errors import LabError
 from lab.files import content_hash
@@ -23,8 +23,7 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "float32
 
     Raises LabError when it is not there, is no causal language model, has only pickled weights, or cannot be reached.
     """
-    folder = base_folder(source)
-    local = source in EMBEDDED or folder.exists() or source.startswith((".", "/", "~"))
+    folder, local = _place(source)
     if local:
         _check_folder(folder)
     name = str(folder) if local else source
@@ -47,6 +46,25 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "float32
         tokenizer.pad_token = tokenizer.eos_token
     model.name_or_path = source
     return model.to(device).eval(), tokenizer
+
+
+def check_base(source: str) -> None:
+    """Raise LabError, as load_base would, for a base whose configuration is missing or cannot be reached. Reads no weights."""
+    folder, local = _place(source)
+    if local:
+        _check_folder(folder)
+        return
+    try:
+        AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError, httpx2.HTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LabError(f"The base model {source!r} could not be loaded from the Hub: {reason}") from error
+
+
+def _place(source: str) -> tuple[Path, bool]:
+    """(folder, whether the base is read from there and not from the Hub)."""
+    folder = base_folder(source)
+    return folder, source in EMBEDDED or folder.exists() or source.startswith((".", "/", "~"))
 
 
 def base_folder(source: str) -> Path:

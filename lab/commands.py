@@ -27,6 +27,7 @@ COMMANDS = {
     "merge": "merge adapters by a static method into an adapter, or into a base model",
     "learn": "learn a merge's coefficients (or a router) on a little data",
     "results": "run the sections' notebooks and make the pages",
+    "plan": "tell what a preset will fetch, need and take, without fetching anything",
 }
 EXAMPLES = """examples:
   python -m lab methods
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "; the same command continues where it stopped" if command == "learn" else ""
+        again = "; the same command continues where it stopped" if command in ("learn", "results") else ""
         print(f"interrupted{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -155,6 +156,25 @@ def inspect(arguments: Sequence[str]) -> int:
     if not report.ok:
         more = f" ({len(report.problems) - 1} more in the report.)" if len(report.problems) > 1 else ""
         raise LabError(report.problems[0] + more)
+    return 0
+
+
+# plan
+
+
+def plan(arguments: Sequence[str]) -> int:
+    parser = _parser("plan", "Tell what a preset will fetch, need and take, without fetching anything.")
+    parser.add_argument("--preset", default="embedded", metavar="NAME", help="embedded (default), small or paper")
+    parser.add_argument("--only", nargs="+", default=[], metavar="SECTION", help="names (or their beginnings) of sections")
+    parser.add_argument("--base", default="", metavar="DIR", help="another base: a folder with its config.json, best with its tokenizer")
+    parser.add_argument("--data", default="", metavar="DIR", help="a folder with real data in place of the preset's")
+    parser.add_argument("--full", action="store_true", help="with the seeds and problems of `results --full`")
+    parser.add_argument("--tflops", type=_positive, help="10^12 operations a second that the machine really reaches")
+    parser.add_argument("--bandwidth", type=_positive, help="10^9 bytes a second that it reads from its memory")
+    options = parser.parse(arguments)
+    from lab.plan import plan as told
+
+    print(told(options.preset, options.only, options.base, options.data, options.full, options.tflops, options.bandwidth))
     return 0
 
 
@@ -553,4 +573,4 @@ def _bound(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-_RUN = {"methods": methods, "inspect": inspect, "merge": merge, "learn": learn}
+_RUN = {"methods": methods, "inspect": inspect, "merge": merge, "learn": learn, "plan": plan}

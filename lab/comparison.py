@@ -23,7 +23,9 @@ from lab.adapter import LoraAdapter, LoraFactors
 from lab.base import base_hash, load_base
 from lab.errors import LabError
 from lab.evaluation.generate import generate
+from lab.evaluation.likelihood import most_likely
 from lab.evaluation.sandbox import isolation_level
+from lab.evaluation.scorers import Verdict
 from lab.files import content_hash, write_atomic
 from lab.merging import METHODS, build, merge
 from lab.merging.routing import Router, load_router, save_router
@@ -41,6 +43,7 @@ class Section:
     """One section of the paper: skills, and a target that needs them.
 
     presets: what it changes in a preset, by the preset's name. contenders: its own, by name; they go before the usual ones.
+    homes: skills (by name) that are another section's, trained once for all that use them.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Section:
     target: Task
     presets: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
     contenders: Mapping[str, "Callable[[Bench], Entry]"] = dataclasses.field(default_factory=dict)
+    homes: Mapping[str, "Section"] = dataclasses.field(default_factory=dict)
 
     def preset(self, name: str, base: str = "", data: str = "", settings: Mapping[str, object] | None = None) -> Preset:
         """A preset as this section has it, with a notebook's parameters (see lab.presets.configure)."""
@@ -154,13 +158,15 @@ class Bench:
                        checkpoint=checkpoint, **options)  # fmt: skip
 
         def load() -> tuple[LoraAdapter, Mapping]:
-            folder = self.store.get(kind, key, make)
+            folder = self.store.get(kind, key, make if self.preset.train_missing else None)
             facts = json.loads((folder / "training.json").read_text())
             return adapters_of.load(folder, name=kind, base=self.preset.base), facts
 
         return Entry({"kind": kind, **key}, load)
 
     def skill(self, task: Task) -> Entry:
+        if home := self.section.homes.get(task.name):
+            return Bench(home, self.preset, self.seed, self.store, self.model, self.tokenizer).skill(task)
         return self.trained(f"skill-{task.name}", self.key(skill=task.name), lambda: self.rows(task))
 
     def target_rows(self, count: int) -> list[Encoded]:
@@ -361,7 +367,7 @@ def check(section: Section, preset: Preset, methods: Sequence[str], needs: Seque
     if missing:
         raise LabError(f"The tables and figures need the method {missing[0]!r} too; add it to methods.")
     for task in (*section.skills, section.target):
-        if preset.data != "hub":
+        if preset.source(task.folder) != "hub" or not task.hub:  # the Hub is not asked before it must be
             task.load(preset.source(task.folder), "test", 1, 0)
 
 
@@ -408,7 +414,8 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
         decoding["generation_batch"] = preset.generation_batch
     data = content_hash({t.name: data_hash(t, preset.source(t.folder)) for t in tasks})
     versions = [(t.name, t.version, t.template) for t in tasks]
-    key = content_hash(section.name, name, bench.seed, versions, data, problems, decoding, dict(entry.key), list(entry.shots))
+    shots = entry.shots or (base_few_shot(bench).shots[: preset.shots] if preset.shots and target.demonstrations else ())
+    key = content_hash(section.name, name, bench.seed, versions, data, problems, decoding, dict(entry.key), list(shots))
     found = results.find_record(out, section.name, key)
     if found is not None:
         return found
@@ -418,15 +425,17 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
     started = time.time()
     # The same test problems for every seed and method, so that methods can be compared problem by problem.
     examples = bench.examples(target, "test", problems, seed=0)
-    if entry.shots:
-        shown = demonstrate(target.template, entry.shots)
-        examples = [dataclasses.replace(e, prompt=shown + e.prompt) for e in examples]
     if entry.context:
         examples = [dataclasses.replace(e, prompt=entry.context(e) + e.prompt) for e in examples]
+    if shots:
+        shown = demonstrate(target.template, shots)
+        examples = [dataclasses.replace(e, prompt=shown + e.prompt) for e in examples]
     answers = answer(bench, adapter, target, examples, f"{name}, seed {bench.seed}")
     seconds["answer"] = round(time.time() - started, 2)
     started = time.time()
     verdicts = target.score(answers, [e.answer for e in examples])
+    if any(e.choices for e in examples):
+        verdicts = with_likelihood(bench, adapter, examples, verdicts, f"{name}, seed {bench.seed}, choices")
     seconds["score"] = round(time.time() - started, 2)
     started = time.time()
     own = {}
@@ -442,7 +451,7 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
     if "coefficients" in recipe:
         coefficients = {"skills": recipe["skills"], "modules": recipe["modules"], "values": recipe["coefficients"]}
     parameters = {
-        "preset": dataclasses.asdict(preset), "problems": problems,
+        "preset": dataclasses.asdict(preset.change(train_missing=True)), "problems": problems,
         **{f: facts[f] for f in ("learning_rate", "steps", "sweep", "skill", "scale") if f in facts},
         **({"rank": adapter.rank} if adapter else {}),
         **({"effective_support": effective_support(bench, adapter, examples, answers)} if isinstance(adapter, Routed) else {}),
@@ -465,6 +474,30 @@ def effective_support(bench: Bench, routed: Routed, examples: Sequence[Example],
     with attach(bench.model, routed.adapters) as stack, load_router(routed.folder, stack).effective_support() as support:
         bench.model(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), use_cache=False)
     return support.mean
+
+
+def with_likelihood(
+    bench: Bench, adapter: LoraAdapter | Routed | None, examples: Sequence[Example], verdicts: Sequence[Verdict], label: str
+) -> list[Verdict]:
+    """The verdicts with one more score, 'likelihood': whether the choice that the model finds most likely is right."""
+    prompts, choices = [e.prompt for e in examples], [e.choices for e in examples]
+
+    def make(folder: Path, _: Path) -> None:
+        with applied(bench.model, adapter):
+            places = most_likely(bench.model, bench.tokenizer, prompts, choices, batch_size=bench.preset.generation_batch, label=label)
+        write_atomic(folder / "places.json", json.dumps(places))
+
+    key = {
+        "base": bench.base, "adapter": adapter.digest() if adapter else "", "dtype": bench.preset.dtype,
+        "prompts": content_hash(prompts, choices),
+    }  # fmt: skip
+    places = json.loads((bench.store.get("choices", key, make) / "places.json").read_text())
+    chosen = [given[place] for given, place in zip(choices, places, strict=True)]
+    scored = bench.section.target.score(chosen, [e.answer for e in examples])
+    return [
+        dataclasses.replace(verdict, extras={**verdict.extras, "likelihood": by_likelihood.score})
+        for verdict, by_likelihood in zip(verdicts, scored, strict=True)
+    ]
 
 
 def answer(bench: Bench, adapter: LoraAdapter | Routed | None, task: Task, examples: Sequence[Example], label: str) -> list[str]:

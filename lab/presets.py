@@ -11,7 +11,7 @@ from lab.errors import LabError
 # The smallest value of whole numbers, and the range of others.
 LEAST = {
     "rank": 1, "lora_alpha": 1, "train_rows": 1, "epochs": 1, "batch_size": 1, "accumulation": 1, "warmup": 0, "max_tokens": 2,
-    "coefficient_epochs": 1, "coefficient_batch": 1, "generation_batch": 1, "own_test": 1, "max_new_tokens": 1,
+    "coefficient_epochs": 1, "coefficient_batch": 1, "generation_batch": 1, "own_test": 1, "max_new_tokens": 1, "shots": 0,
 }
 BETWEEN = {
     "dropout": (0, 0.99), "learning_rate": (1e-9, 10), "coefficient_share": (1e-6, 1), "temperature": (0, 10), "top_p": (1e-6, 1),
@@ -23,7 +23,8 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 @dataclass(frozen=True)
 class Preset:
     """base: an embedded base (lab.base.EMBEDDED), a folder or a Hub id. data: "world" (generated), "hub", or a folder that holds
-    the tasks' folders (Task.folder). Sizes are rows; learning rates are peaks."""
+    the tasks' folders (Task.folder); "FOLDER+hub" takes from the Hub what the folder does not hold.
+    Sizes are rows; learning rates are peaks."""
 
     name: str
     base: str
@@ -54,6 +55,8 @@ class Preset:
     generation_batch: int = 100
     own_test: int = 100  # problems of each skill's own test
     max_new_tokens: int | None = None  # None: what each task needs
+    shots: int = 0  # worked examples before each question of the target, for methods that bring none (paper, Appendix B.2: one)
+    train_missing: bool = True  # False: a LoRA that is not in the store is an error
 
     def __post_init__(self):
         for name, low in LEAST.items():
@@ -73,12 +76,17 @@ class Preset:
         for name, choices in {"precision": ("no", "bf16", "fp16"), "dtype": ("float32", "float16", "bfloat16")}.items():
             if getattr(self, name) not in choices:
                 raise LabError(f"Preset {self.name}: {name} is {getattr(self, name)!r}; choose {', '.join(choices)}.")
+        if not isinstance(self.train_missing, bool):
+            raise LabError(f"Preset {self.name}: train_missing is {self.train_missing!r}; give True or False.")
         if not isinstance(self.data, str) or not self.data:
             raise LabError(f"Preset {self.name}: data is {self.data!r}; give 'world', 'hub' or a folder.")
 
     def source(self, folder: str) -> str:
         """Where a task finds its rows: "world", "hub", or its own folder in the preset's folder of data."""
-        return self.data if self.data in ("world", "hub") else str(Path(self.data) / folder)
+        if self.data in ("world", "hub"):
+            return self.data
+        own = Path(self.data.removesuffix("+hub")) / folder
+        return "hub" if self.data.endswith("+hub") and not own.is_dir() else str(own)
 
     def change(self, **changes) -> "Preset":
         """A preset with other values. Raises LabError for a field that it does not have."""
@@ -99,10 +107,10 @@ PRESETS = {
     for preset in (
         # All linear layers: with the paper's five, the tiny base learns its skills markedly slower.
         Preset("embedded", "embedded", "world", targets=ALL_LINEAR),
-        # A modern open base that one 24 GB GPU trains in an evening.
+        # A modern open base that one 24 GB GPU trains in an evening. Batches of 4: predictions over 151,936 tokens fill its memory.
         Preset(
             "small", "Qwen/Qwen2.5-0.5B", "hub", revision="060db6499f32faf8b98477b0a26969ef7d8b9987", dtype="float32",
-            precision="bf16", rank=32, lora_alpha=64, dropout=0.05, train_rows=20000, epochs=1, batch_size=8, accumulation=4,
+            precision="bf16", rank=32, lora_alpha=64, dropout=0.05, train_rows=20000, epochs=1, batch_size=4, accumulation=8,
             learning_rate=3e-4, warmup=100, max_tokens=512, coefficient_batch=6, generation_batch=64,
             max_new_tokens=200,
         ),
@@ -111,7 +119,7 @@ PRESETS = {
             "paper", "huggyllama/llama-7b", "hub", revision="4782ad278652c7c71b72204d462d6d01eaaf7549", dtype="float16",
             precision="fp16", rank=32, lora_alpha=64, dropout=0.05, train_rows=None, epochs=3, batch_size=8, accumulation=4,
             learning_rate=3e-4, warmup=100, max_tokens=512, coefficient_batch=6, coefficient_rates=(1e-4,), temperature=0.01,
-            top_p=0.95, generation_batch=16, max_new_tokens=200,
+            top_p=0.95, generation_batch=16, max_new_tokens=200, shots=1,
         ),
     )
 }  # fmt: skip

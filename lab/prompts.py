@@ -3,6 +3,14 @@
 MATHS = "Question: {text}\nAnswer:"
 CODE = "Question: {text}\nProgram:\n"
 HARD_MATH_CODE = CODE  # a word problem, as in MATHS, that asks for a program
+TERMS = ""  # text is learned as it stands
+MANUAL = TERMS
+INSTRUCTION = "Question: {text}\nReply:"
+MANUAL_QA = INSTRUCTION
+OPEN_BOOK = "Passage: {text}\n"  # what retrieval found, before a question
+READING = "Passage: {text}\nAnswer:"  # a passage, and on its next line "Question: " and a question
+CHOICE_1 = "Please choose the correct answer to the question: {text}\n\n{choices}\n\nAnswer format: {names}"  # LLM-Adapters'
+CHOICE_2 = "Question: {text}\n{choices}\nWhich one?\n\n"
 
 
 def demonstrate(template: str, shots) -> str:

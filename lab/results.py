@@ -25,14 +25,17 @@ from lab.errors import LabError
 from lab.evaluation import statistics
 from lab.files import write_atomic
 
-ROLES = ("base", "skills", "controls", "static", "routers", "learned", "data")
-REASONS = ("right", "wrong", "raised", "timed out", "syntax error", "no code", "unscored")
+ROLES = ("base", "skills", "controls", "static", "routers", "learned", "data", "open book")
+RESAMPLES = 19999  # of the tests in a table of many comparisons: Holm multiplies the least possible p by their number
+REASONS = ("right", "partly right", "wrong", "no answer", "raised", "timed out", "syntax error", "no code", "unscored")
 
 # The one place that says what a method is called, what part it plays, and (by its line) where it stands. Skills stand after the
 # base rows; a method that is not here is described by its nearest relative (see `describe`).
 _METHODS = {
     "base": ("Base", "base"),
     "few_shot": ("Few-shot base", "base"),
+    "terms_few_shot": ("terms skill, few-shot", "skills"),
+    "manual_few_shot": ("manual skill, few-shot", "skills"),
     "cat_random": ("Random CAT", "controls"),
     "random_loras": ("Random LoRAs", "controls"),
     "new_lora": ("New LoRA, same data", "controls"),
@@ -72,6 +75,8 @@ _METHODS = {
     "cat_released": ("Released CAT", "learned"),
     "cat": ("Learned CAT", "learned"),
     "data_mix": ("Data mix", "data"),
+    "retrieval_bm25": ("Retrieval, BM25", "open book"),
+    "retrieval_embedding": ("Retrieval, embeddings", "open book"),
 }
 
 
@@ -252,6 +257,14 @@ def load_records(folder: Path | str, section: str | None = None) -> list[RunReco
 
     Damaged and foreign files are skipped and named in one warning.
     """
+    records, skipped = read_records(folder, section)
+    if skipped:
+        warnings.warn(f"Skipped in {folder}, not a record or damaged: {', '.join(skipped)}.", stacklevel=2)
+    return records
+
+
+def read_records(folder: Path | str, section: str | None = None) -> tuple[list[RunRecord], list[str]]:
+    """As `load_records`, with the damaged and foreign files named beside (relative to `folder`) and no warning."""
     folder = Path(folder)
     records, skipped = [], []
     for path in sorted(folder.glob(f"{section or '*'}/*.json")):
@@ -259,10 +272,8 @@ def load_records(folder: Path | str, section: str | None = None) -> list[RunReco
             records.append(_read(path))
         except LabError:
             skipped.append(str(path.relative_to(folder)))
-    if skipped:
-        warnings.warn(f"Skipped in {folder}, not a record or damaged: {', '.join(skipped)}.", stacklevel=2)
     skills = skill_names(records)
-    return sorted(records, key=lambda r: (r.section, describe(r.method, skills).position, r.seed, r.key))
+    return sorted(records, key=lambda r: (r.section, describe(r.method, skills).position, r.seed, r.key)), skipped
 
 
 def find_record(folder: Path | str, section: str, key: str) -> RunRecord | None:
@@ -465,6 +476,46 @@ def format_table(table: pd.DataFrame) -> pd.DataFrame:
     return shown.set_index("method").rename_axis(None)
 
 
+def differences(pairs: Mapping[tuple, tuple[Sequence[RunRecord], Sequence[RunRecord]]]) -> pd.DataFrame:
+    """How the first of each pair differs from the second, problem by problem; p corrected for all pairs (Holm).
+
+    pairs: name -> the records of two methods (or of one, with other skills) that answered the same problems, one record per seed;
+    one without seeds stands beside every seed of the other. One row per pair: difference, low, high (fractions, 95 %), p, p_holm,
+    verdict, test, n, seeds. The verdict is "better" or "worse" where p_holm < 0.05 (which speaks of these seeds) and the interval
+    (which speaks of new ones too) leaves out 0, else "unclear". Raises LabError when the problems differ.
+    """
+    by_path = {r.path: r for pair in pairs.values() for own in pair for r in own}
+    rows = {path: {row["id"]: row for row in record.rows()} for path, record in by_path.items()}
+    lines = {}
+    for name, pair in pairs.items():
+        runs = dict(enumerate({r.seed: _Run(r, rows[r.path]) for r in own} for own in pair))
+        _check_problems(runs)
+        found = statistics.paired_test(*_paired(runs, 0, 1), resamples=RESAMPLES)
+        own = found.difference
+        lines[name] = {
+            "difference": own.mean, "low": own.low, "high": own.high, "p": found.p_value, "test": found.test,
+            "n": own.n, "seeds": own.seeds,
+        }  # fmt: skip
+    adjusted = statistics.holm({name: line["p"] for name, line in lines.items()})
+    for name, line in lines.items():
+        sure = adjusted[name] < 0.05 and line["low"] * line["high"] > 0
+        line |= {"p_holm": adjusted[name], "verdict": ("better" if line["difference"] > 0 else "worse") if sure else "unclear"}
+    return pd.DataFrame(list(lines.values()), index=pd.MultiIndex.from_tuples(lines))
+
+
+def format_differences(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with the columns of `differences` as people read it. Strings throughout."""
+    return pd.DataFrame(
+        {
+            "difference, points": [_points_range(*row) for row in table[["difference", "low", "high"]].to_numpy(dtype=float)],
+            "p (Holm)": [_p_value(value) for value in table["p_holm"]],
+            "verdict": table["verdict"],
+            "n × seeds": [f"{n} × {seeds}" for n, seeds in table[["n", "seeds"]].to_numpy()],
+        },
+        index=table.index,
+    )
+
+
 def error_classes(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Share of all problems in each class (columns, in the order of REASONS), per method label; mean over seeds."""
     skills = skill_names(records)
@@ -542,13 +593,13 @@ def table_one(records: Sequence[RunRecord], method: str = "cat") -> pd.DataFrame
     )
 
 
-def paper_and_measured(records: Sequence[RunRecord], paper: Mapping[str, float | None]) -> pd.DataFrame:
-    """Published numbers beside ours, in per cent. paper: method -> fraction, or None where the paper has none."""
+def paper_and_measured(records: Sequence[RunRecord], paper: Mapping[str, float | None], score: str = "right") -> pd.DataFrame:
+    """Published numbers beside ours, in per cent. paper: method -> fraction, or None where the paper has none. score: which of ours."""
     groups, skills = _group(records), skill_names(records)
     names = sorted({*paper, *groups}, key=lambda name: describe(name, skills).position)
     lines = {}
     for name in names:
-        measured = _mean(r.scores["right"] for r in groups[name]) if name in groups else None
+        measured = _mean(r.scores.get(score) for r in groups[name]) if name in groups else None
         lines[describe(name, skills).label] = [_percent(paper.get(name)), _percent(measured)]
     return pd.DataFrame.from_dict(lines, orient="index", columns=["paper, %", "measured, %"])
 
@@ -565,6 +616,22 @@ def stage_seconds(records: Sequence[RunRecord]) -> pd.DataFrame:
     skills = skill_names(records)
     lines = {describe(m, skills).label: pd.DataFrame([r.seconds for r in rs]).mean() for m, rs in _group(records).items()}
     return pd.DataFrame(lines).T
+
+
+def paired_rows(records: Sequence[RunRecord], methods: Sequence[str]) -> dict[int, dict[str, list[dict]]]:
+    """Seed -> method -> completions rows, problems in one order for all; a method with one seed stands beside every other's.
+
+    Raises LabError for a method without a record, other problems, or methods without a common seed.
+    """
+    runs = _runs(records)
+    missing = [name for name in methods if name not in runs]
+    if missing:
+        raise LabError(f"There is no record of {missing[0]}; choose among {', '.join(runs)}.")
+    order = list(next(iter(runs[methods[0]].values())).rows)
+    return {
+        seed: {name: [_at(runs[name], seed).rows[key] for key in order] for name in methods}
+        for seed in _common_seeds(runs, methods)
+    }
 
 
 @dataclass(frozen=True)
@@ -629,6 +696,11 @@ def _runs(records: Sequence[RunRecord]) -> dict[str, dict[int, _Run]]:
         method: {r.seed: _Run(r, {row["id"]: row for row in r.rows()}) for r in group}
         for method, group in _group(records).items()
     }
+    _check_problems(runs)
+    return runs
+
+
+def _check_problems(runs: Mapping[object, Mapping[int, _Run]]) -> None:
     first = next(run for by_seed in runs.values() for run in by_seed.values())
     for by_seed in runs.values():
         for run in by_seed.values():
@@ -637,7 +709,6 @@ def _runs(records: Sequence[RunRecord]) -> dict[str, dict[int, _Run]]:
                     f"{run.record.method} (seed {run.record.seed}, {len(run.rows)} problems) and {first.record.method} "
                     f"({len(first.rows)} problems) were run on different problems; give records of the same ones."
                 )
-    return runs
 
 
 def _scores(by_seed: Mapping[int, _Run]) -> list[list[float | None]]:
@@ -674,6 +745,10 @@ def _parse(text: str) -> RunRecord:
     content = json.loads(text)
     names = {f.name for f in fields(RunRecord)} - {"path"}
     if not isinstance(content, dict) or set(content) != names:
+        raise LabError("This is not a record.")
+    mappings = ("scores", "classes", "own", "parameters", "hashes", "seconds", "environment")
+    fits = all(isinstance(content[name], dict) for name in mappings) and all(type(content[name]) is int for name in ("seed", "n"))
+    if not fits or not isinstance(content["scores"].get("right"), float | int):
         raise LabError("This is not a record.")
     return RunRecord(**content | {"interval": tuple(content["interval"])})
 

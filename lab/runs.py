@@ -7,13 +7,18 @@ refuses it by calling `check_parameters(globals())` in the cell after its parame
 
 import argparse
 import ast
+import contextlib
 import difflib
 import logging
+import multiprocessing
+import multiprocessing.connection
+import os
 import re
+import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
@@ -28,7 +33,8 @@ from traitlets import default
 from lab import site
 from lab.errors import LabError
 from lab.files import write_atomic
-from lab.results import environment
+from lab.presets import get_preset
+from lab.results import environment, read_records
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,10 @@ def run_notebook(
     parameters: Mapping[str, object] | None = None,
     *,
     cwd: Path | str | None = None,
-    progress: bool = False,
 ) -> Run:
     """Execute a notebook into `out`, also when a cell fails: then up to that cell, with its error.
 
-    parameters: values for names of its parameter cell. cwd: the kernel's folder, default the present one. progress: show a bar.
+    parameters: values for names of its parameter cell. cwd: the kernel's folder, default the present one.
     An earlier `out` is replaced when the run has ended, not before.
 
     Raises LabError for a missing or unreadable notebook, an unknown parameter, or a value of another type than the default.
@@ -90,7 +95,7 @@ def run_notebook(
                 given,
                 kernel_name="python3",
                 language="python",
-                progress_bar=progress,
+                progress_bar=False,
                 kernel_manager_class=_OwnKernel,
                 resources={"metadata": {"path": str(Path(cwd or ".").resolve())}},
             )
@@ -158,7 +163,69 @@ def check_parameters(names: Mapping[str, object]) -> None:
         check_values(_assignments(cells[injected], "this notebook"), defaults, "this notebook")
 
 
-FULL = {"seeds": [0, 1, 2], "problems": 500}  # what the committed results are run with
+@dataclass(frozen=True)
+class Listed:
+    """What the runner knows of a notebook.
+
+    quick, full: parameters of either run, where they differ from the notebook's own. after: the notebooks whose skills,
+    merges and records it finds again, so that it waits for them. minutes: about how long either takes on two cores, with
+    another notebook beside it.
+    """
+
+    quick: Mapping[str, object] = field(default_factory=dict)
+    full: Mapping[str, object] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+    minutes: tuple[float, float] = (5, 60)
+
+
+EVERY = 60  # seconds between two lines that tell how far it is
+SECTIONS = ("s5_1_math_code", "s5_2_qabot", "s5_3_reading", "s5_4_prompt_formats")
+# What no table may lack, beside the base and the skills.
+CONTROLS = ["data_mix", "cat_static", "cat_random", "cat", "new_lora", "random_loras", "rescale_one"]
+FEW = {"problems": 100}
+SEEDS = {"seeds": [0, 1, 2]}
+FIFTHS = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+NOTEBOOKS = {
+    "s0_base_model": Listed(minutes=(1, 1)),
+    "s4_skills": Listed(FEW, SEEDS, after=SECTIONS),
+    "s5_1_math_code": Listed(
+        quick=FEW | {"methods": ["base", "few_shot", "maths", "code", *CONTROLS, "task_arithmetic", "ties", "cat_free"]},
+        full=SEEDS | {"problems": 500},
+        minutes=(10, 120),
+    ),
+    "s5_2_qabot": Listed(
+        quick=FEW | {"methods": ["base", "manual", "instruction", *CONTROLS, "ties", "cat_free", "retrieval_bm25"]},
+        full=SEEDS,
+        minutes=(10, 120),
+    ),
+    "s5_3_reading": Listed(
+        quick=FEW | {
+            "methods": ["base", "terms", "terms_few_shot", "extraction", *CONTROLS, "ties", "cat_free"],
+            "judged": ["base", "terms_few_shot", "extraction", "ties", "data_mix", "cat_static", "cat"],
+        },
+        full=SEEDS,
+        minutes=(10, 120),
+    ),
+    "s5_4_prompt_formats": Listed(FEW | {"methods": [*CONTROLS, "ties"]}, SEEDS, minutes=(15, 180)),
+    "s5_5_ablations": Listed(
+        quick={
+            "compared": {"s5_1_math_code": 100, "s5_2_qabot": 100}, "methods": ["base", "cat_static", "cat", "cat_free"],
+            "sweep_problems": 20, "densities": [0.2, 1.0], "shares": [0.0125],
+        },
+        full=SEEDS | {
+            "compared": {"s5_1_math_code": 500, "s5_2_qabot": 200}, "densities": FIFTHS,
+            "weights": [1 + fifth for fifth in FIFTHS], "granularities": ["model", "layer", "module"],
+            "rates": [0.0001, 0.01, 0.1], "shares": [0.0125, 0.05], "confirm": True,
+        },
+        after=SECTIONS,
+        minutes=(8, 120),
+    ),
+    "x1_controls": Listed(
+        FEW | {"learned": ["cat"]}, SEEDS | {"problems_of": {"s5_1_math_code": 500}}, after=SECTIONS, minutes=(1, 60)
+    ),
+    "x2_more_skills": Listed(FEW, SEEDS | {"problems": 200, "settings": {}}, minutes=(15, 120)),
+    "x3_methods": Listed(after=SECTIONS, minutes=(15, 120)),
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,38 +233,190 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A failed notebook does not stop the others. A parameter goes to each notebook that has it.
     """
-    parser = argparse.ArgumentParser(prog="python -m lab results", description="Run the sections' notebooks and make the pages.")
+    about = "Run the sections' notebooks and make the pages."
+    parser = argparse.ArgumentParser(prog="python -m lab results", description=about)
+    parser.add_argument("--only", nargs="+", metavar="SECTION", help="names (or their beginnings) of notebooks")
+    parser.add_argument("--full", action="store_true", help="the committed run: three seeds, more problems (hours)")
+    parser.add_argument("--preset", help="embedded (default), small or paper")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="of skills, data order and coefficients")
+    parser.add_argument("--no-train", action="store_true", help="a skill that is not in the store is an error")
+    parser.add_argument("--jobs", type=int, help="notebooks at a time (default 2 with the embedded preset, else 1)")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
+                        help="another parameter of the notebooks, such as -p problems 50")  # fmt: skip
     parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder of the notebooks")
-    parser.add_argument("--only", nargs="+", metavar="SECTION", help="names (or their beginnings) of the notebooks to run")
     parser.add_argument("--runs", type=Path, default=Path("artifacts/runs"), help="where executed notebooks go")
-    parser.add_argument("--full", action="store_true", help="three seeds and 500 problems, and what lies beyond the paper (x…), into results/ (hours)")
-    parser.add_argument("--results", type=Path, help="where pages and records go (default results/quick, with --full results)")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
+    where = "where pages and records go (default results/quick, with --full results, else results/PRESET)"
+    parser.add_argument("--results", type=Path, help=where)
     options = parser.parse_args(arguments)
 
-    results = options.results or Path("results" if options.full else "results/quick")
     given = {name: _value(text) for name, text in options.parameters}
-    usual = {"out": str(results.resolve())} | (FULL if options.full else {})
-    paths = sorted(options.notebooks.glob("*.ipynb"))
-    if not (options.full or options.only):  # what lies beyond the paper takes longer than a first look should
-        paths = [path for path in paths if not path.stem.startswith("x")]
-    plan = _plan(paths, options.only, given, options.notebooks)
+    given |= {} if options.seeds is None else {"seeds": options.seeds}
+    given |= {} if options.preset is None else {"preset": get_preset(options.preset).name}
+    preset = given.get("preset", "embedded")
+    jobs = options.jobs or (min(2, cores()) if preset == "embedded" else 1)
+    if jobs < 1:
+        raise LabError(f"--jobs is {jobs}; give 1 or more.")
+    folder = preset if preset != "embedded" else "" if options.full else "quick"
+    results = options.results or Path("results") / folder
+
+    plan = _plan(sorted(options.notebooks.glob("*.ipynb")), options.only, given, options.notebooks)
     for path, parameters in plan.items():
-        plan[path] = {name: value for name, value in usual.items() if name in read_parameters(path)} | parameters
-    runs = []
-    for number, (path, parameters) in enumerate(plan.items(), 1):
-        print(f"[{number}/{len(plan)}] {path.stem} ...", flush=True)
-        run = run_notebook(path, options.runs / path.name, parameters, progress=sys.stderr.isatty())
-        runs.append(run)
-        place = f" in cell {run.failed_cell}" if run.failed_cell else ""
-        told = "done" if run.ok else f"FAILED{place}: {run.error}"
-        print(f"[{number}/{len(plan)}] {path.stem} {told} ({site.duration(run.seconds)})", flush=True)
+        own = read_parameters(path)
+        listed = NOTEBOOKS.get(path.stem, Listed())
+        usual = listed.full if options.full else listed.quick
+        plan[path] = ({"out": str(results.resolve())} if "out" in own else {}) | usual | parameters
+        if options.no_train and "settings" in own:
+            plan[path]["settings"] = {**plan[path].get("settings", own["settings"]), "train_missing": False}
+        check_values(plan[path], own, str(path))
+    # A thread for each: tiny models gain more from a second notebook than from a second thread, and sums then do not
+    # depend on how many cores there are.
+    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")} if preset == "embedded" else {}
+    environment()  # of the code as it is now, once for all notebooks
+    runs = _run_all(plan, options.runs, jobs, variables, options.full)
     index = site.build([run.out for run in runs], results)
+    if skipped := read_records(results / "records")[1]:
+        print(f"Skipped in {results / 'records'}, not a record or damaged: {', '.join(skipped)}.")
     failed = [run.notebook.stem for run in runs if not run.ok]
     if failed:
         print(f"{len(failed)} of {len(runs)} failed: {', '.join(failed)}. Their pages say where.")
     print(f"Look at {index.resolve().as_uri()}")
     return 1 if failed else 0
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A notebook at work. started: by time.monotonic(). said: where a failure that leaves no notebook is told."""
+
+    process: multiprocessing.process.BaseProcess
+    said: multiprocessing.connection.Connection
+    started: float
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
+def _run_all(
+    plan: Mapping[Path, Mapping[str, object]], folder: Path, jobs: int, variables: Mapping[str, str], full: bool
+) -> list[Run]:
+    """Run each notebook of the plan in a process of its own, `jobs` at a time, after those it builds upon.
+
+    Tells how far it is.
+    """
+    expected = {path: _expected(path, folder / path.name, parameters, full) for path, parameters in plan.items()}
+    waiting, running, runs = list(plan), {}, {}
+    begun = told = time.monotonic()
+
+    def to_go() -> str:
+        left = {path: max(expected[path] - work.seconds, 0) for path, work in running.items()}
+        return f"about {site.duration(_whole(waiting, left, expected, jobs))}"
+
+    print(f"{len(plan)} notebook{'s' if len(plan) > 1 else ''}, {jobs} at a time: {to_go()} in all", flush=True)
+    try:
+        while waiting or running:
+            for path in _next(waiting, running, expected, jobs):
+                waiting.remove(path)
+                running[path] = _start(path, folder / path.name, plan[path], variables)
+                print(f"{path.stem} ... (usually about {site.duration(expected[path])})", flush=True)
+            time.sleep(0.1)
+            for path in [path for path, work in running.items() if not work.process.is_alive()]:
+                run = runs[path] = _ended(path, folder / path.name, plan[path], running.pop(path))
+                place = f" in cell {run.failed_cell}" if run.failed_cell else ""
+                outcome = "done" if run.ok else f"FAILED{place}: {run.error}"
+                rest = f"; {to_go()} to go" if waiting or running else ""
+                took = site.duration(run.seconds)
+                print(f"[{len(runs)}/{len(plan)}] {path.stem} {outcome} ({took}){rest}", flush=True)
+            if time.monotonic() - told > EVERY:
+                told = time.monotonic()
+                names = ", ".join(f"{path.stem} for {site.duration(work.seconds)}" for path, work in running.items())
+                print(f"{site.duration(told - begun)} so far, {to_go()} to go; at work: {names}", flush=True)
+    finally:
+        for work in running.values():  # interrupted: each takes its kernel with it
+            os.kill(work.process.pid, signal.SIGINT)
+        for work in running.values():
+            work.process.join()
+    return [runs[path] for path in plan]
+
+
+def _next(waiting: Sequence[Path], running: Iterable[Path], expected: Mapping[Path, float], jobs: int) -> list[Path]:
+    """The notebooks that can begin now: the longest first, so that at the end none is left alone."""
+    unfinished = {path.stem for path in (*waiting, *running)}
+    ready = [path for path in waiting if not unfinished & set(NOTEBOOKS.get(path.stem, Listed()).after)]
+    return sorted(ready, key=lambda path: -expected[path])[: jobs - len(list(running))]
+
+
+def _whole(waiting: Sequence[Path], left: Mapping[Path, float], expected: Mapping[Path, float], jobs: int) -> float:
+    """Seconds until all have ended, if each takes what is expected. left: of those at work."""
+    ends, waiting, now = dict(left), list(waiting), 0.0
+    while waiting or ends:
+        for path in _next(waiting, ends, expected, jobs):
+            waiting.remove(path)
+            ends[path] = now + expected[path]
+        first = min(ends, key=ends.get)
+        now = ends.pop(first)
+    return now
+
+
+def _start(path: Path, out: Path, parameters: Mapping[str, object], variables: Mapping[str, str]) -> _Process:
+    """Forked, so that nothing is imported again; what computes is the kernel, which starts afresh."""
+    context = multiprocessing.get_context("fork")
+    said, tell = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(path, out, parameters, variables, tell))
+    process.start()
+    tell.close()
+    return _Process(process, said, time.monotonic())
+
+
+def _work(path: Path, out: Path, parameters: Mapping[str, object], variables: Mapping[str, str], tell) -> None:
+    os.environ.update(variables)
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        run_notebook(path, out, parameters)
+    except LabError as error:
+        tell.send(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _interrupt(*_: object) -> None:
+    """Once: a second signal must not disturb the end of the kernel."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _expected(path: Path, out: Path, parameters: Mapping[str, object], full: bool) -> float:
+    """Seconds that a notebook will take: what it took last time with these parameters, else what the list says."""
+    with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, TypeError, nbformat.ValidationError):
+        nb = nbformat.read(out, as_version=4)
+        past = nb.metadata["lab"]
+        if site.outcome(nb).ok and all(past["parameters"].get(name) == value for name, value in parameters.items()):
+            return float(past["seconds"])
+    return 60 * NOTEBOOKS.get(path.stem, Listed()).minutes[full]
+
+
+def _ended(path: Path, out: Path, parameters: Mapping[str, object], work: _Process) -> Run:
+    """The run of a notebook whose process has ended. Where that left nothing in `out`, its failure is put there."""
+    seconds = work.seconds
+    if work.process.exitcode == 0:
+        nb = nbformat.read(out, as_version=4)
+    else:
+        try:
+            error = work.said.recv()
+        except EOFError:
+            error = f"Its process ended with code {work.process.exitcode}."
+        nb = nbformat.read(path, as_version=4)
+        lab = {"seconds": seconds, "parameters": dict(parameters), "environment": environment(), "crash": error}
+        nb.metadata["lab"] = lab
+        write_atomic(out, nbformat.writes(nb))
+    work.said.close()
+    outcome = site.outcome(nb)
+    return Run(path, out, parameters, outcome.ok, seconds, outcome.cell, outcome.error)
 
 
 def _plan(

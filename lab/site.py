@@ -1,9 +1,14 @@
-"""Pages from executed notebooks: a self-contained file per section and an index, opened from disk, asking no host for anything.
+"""Pages from executed notebooks and records: self-contained files, opened from disk, asking no host for anything.
 
-Whatever a notebook shows is cleaned before it is placed in a page: HTML loses everything that could act, SVG becomes an image.
+A page per section and an index; a leaderboard, the paper's numbers beside ours, and browsers of completions and
+coefficients. Whatever a notebook shows is cleaned before it is placed in a page: HTML loses everything that could act,
+SVG becomes an image. The only scripts are the site's own (lab/templates), which each page allows by their hash; what
+they read lies in the page itself.
 """
 
 import base64
+import gzip
+import hashlib
 import json
 import re
 import sys
@@ -12,21 +17,28 @@ from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import bleach
 import nbformat
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
+from matplotlib.colors import to_rgb
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 
+from lab import boards as boards_of
+from lab import published
+from lab.boards import Board
 from lab.errors import LabError
-from lab.figures import INK
+from lab.figures import COLOURS, DIVERGING, INK, ROLE_LABELS
 from lab.files import PROJECT, write_atomic
-from lab.results import RunRecord, WorkedExample, describe, result_table, skill_names
+from lab.presets import PRESETS
+from lab.results import REASONS, RunRecord, WorkedExample, describe, read_records, result_table, skill_names
 
 CARD_TYPE = "application/vnd.lab.card+json"
+_TEMPLATES = Path(__file__).parent / "templates"
 _CARD_MARK = re.compile(r'<script type="application/json" id="card">(.*?)</script>', re.DOTALL)
 _TITLE = re.compile(r"#\s+(.+)")
 _TAGS = {
@@ -36,6 +48,8 @@ _TAGS = {
 }  # fmt: skip
 _ATTRIBUTES = {"class", "colspan", "href", "id", "open", "rowspan", "scope", "title", "alt", "src"}
 _PAGES = Environment(loader=PackageLoader("lab", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+_PARTS = {role: ROLE_LABELS.get(role, "base model") for role in COLOURS}
+_PAGES.filters["percent"] = lambda value: "" if value is None else f"{100 * value:.1f}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,9 @@ def examples(worked: Iterable[WorkedExample]) -> Html:
     """Worked examples: the problem as the model read it, and what each method wrote, exactly as text."""
     parts, texts = [], []
     for example in worked:
-        parts.append(f"<h4>Problem {escape(example.id)}</h4><pre class='prompt'>{escape(example.prompt.rstrip())}</pre>")
+        parts.append(
+            f"<h4>Problem {escape(example.id)}</h4><pre class='prompt'>{escape(example.prompt.rstrip())}</pre>"
+        )
         texts.append(f"Problem {example.id}\n{example.prompt.rstrip()}\n")
         for label, row in example.answers.items():
             told = f"{row['reason']}; answer {row['extracted'] or 'none'}, expected {example.answer}"
@@ -112,27 +128,34 @@ def examples(worked: Iterable[WorkedExample]) -> Html:
     return Html(f"<div class='examples'>{''.join(parts)}</div>", "\n".join(texts))
 
 
-def build(notebooks: Iterable[Path | str], results: Path | str) -> Path:
-    """Render executed notebooks to `results/<section>.html` and make `results/index.html` of all pages that lie there.
+def build(notebooks: Iterable[Path | str], results: Path | str, known: Iterable[Path | str] | None = None) -> Path:
+    """Render executed notebooks to `results/<section>.html`, then the index and all pages of the records in `results/records`.
 
-    Gives the path of the index. Raises LabError for a notebook that cannot be read.
+    known: the notebooks that there are, so that the index names those never run; default the project's. Gives the path of the
+    index. Raises LabError for a notebook that cannot be read, or when the disk is full.
     """
     results = Path(results)
-    for path in map(Path, notebooks):
-        try:
-            nb = nbformat.read(path, as_version=4)
-        except (OSError, ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
-            raise LabError(f"The executed notebook {path} is missing or damaged; run it again.") from error
-        write_atomic(results / f"{path.stem}.html", render_page(nb, path.stem))
+    known = sorted((PROJECT / "notebooks").glob("*.ipynb") if known is None else map(Path, known))
+    read = {path.stem: _read_notebook(path) for path in map(Path, notebooks)}
+    site = _Site.of(results, titles=_titles(results) | {stem: _title(nb, stem) for stem, nb in read.items()})
+    for stem, nb in read.items():
+        write_atomic(results / f"{stem}.html", render_page(nb, stem, site.nav(stem)))
         figure = _headline_figure(nb)
         if figure is not None:  # on its own too, for the README and for talks
-            write_atomic(results / f"{path.stem}.svg", figure[0])
-    write_atomic(results / "index.html", render_index(results))
+            write_atomic(results / f"{stem}.svg", figure[0])
+    for name, page in site.pages().items():
+        write_atomic(results / name, page)
+    write_atomic(
+        results / "index.html",
+        render_index(results, site, [(p.stem, _title(_read_notebook(p), p.stem)) for p in known]),
+    )
     return results / "index.html"
 
 
-def render_page(nb: NotebookNode, section: str) -> str:
-    """The page of an executed notebook, whole and self-contained."""
+def render_page(
+    nb: NotebookNode, section: str, nav: Sequence[tuple[str, str]] = (("index.html", "All sections"),)
+) -> str:
+    """The page of an executed notebook, whole and self-contained. nav: (address, name) of the site's other pages."""
     told = _card_of(nb, section)
     nb = nbformat.from_dict(nb)  # a copy: preparing it for the page must not change the caller's
     nb.cells = [c for c in nb.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
@@ -153,18 +176,290 @@ def render_page(nb: NotebookNode, section: str) -> str:
     )
     body, _ = exporter.from_notebook_node(nb)
     data = json.dumps(told).replace("<", "\\u003c")
-    page = _PAGES.get_template("page.html.j2").render(card=told, body=Markup(body), data=Markup(data), duration=duration)
-    return page.replace(f"{PROJECT}/", "").replace(f"{sys.prefix}/", "")  # where things lie on this machine is nobody's business
+    title = f"{told['title']} · Soup Lab"
+    page = _render("page", title, nav, card=told, body=Markup(body), data=Markup(data), duration=duration)
+    return page.replace(f"{PROJECT}/", "").replace(
+        f"{sys.prefix}/", ""
+    )  # where things lie on this machine is nobody's business
 
 
-def render_index(results: Path | str) -> str:
-    """The index of the pages in a folder: a card each. Pages that are not ours are left out."""
-    cards = []
+def render_index(results: Path | str, site: "_Site | None" = None, known: Sequence[tuple[str, str]] = ()) -> str:
+    """The index of the pages in a folder: a card each. Pages that are not ours are left out.
+
+    site: the pages of the records, for links to them. known: (name, title) of all sections; those without a page are named.
+    """
+    site, cards = site or _Site.of(Path(results)), []
     for path in sorted(Path(results).glob("*.html")):
-        found = _CARD_MARK.search(path.read_text(errors="replace"))
+        found = _card_of_page(path)
         if found:
-            cards.append(json.loads(found[1]))
-    return _PAGES.get_template("index.html.j2").render(cards=cards, duration=duration)
+            cards.append(found | {"links": site.links(found["section"])})
+    missing = [(name, title) for name, title in known if name not in {card["section"] for card in cards}]
+    return _render(
+        "index", "Soup Lab", site.nav(here="index.html"), "index", here="index.html", cards=cards, missing=missing,
+        skipped=site.skipped, duration=duration,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Site:
+    """The pages of the records. titles: of the sections' pages. skipped: what of the records' folder could not be read."""
+
+    boards: Sequence[Board]
+    titles: Mapping[str, str]
+    skipped: Sequence[str]
+
+    @classmethod
+    def of(cls, results: Path, titles: Mapping[str, str] | None = None) -> "_Site":
+        records, foreign = read_records(results / "records")
+        found, damaged = boards_of.boards(records)
+        return cls(found, _titles(results) if titles is None else titles, [*foreign, *damaged])
+
+    def page(self, section: str) -> str | None:
+        """The section whose page tells of these records: its own, or the one that its name continues."""
+        return max(
+            (stem for stem in self.titles if section == stem or section.startswith(f"{stem}_")), key=len, default=None
+        )
+
+    def title(self, section: str) -> str:
+        page = self.page(section)
+        rest = section.removeprefix(page or "").replace("_", " ").strip()
+        return " · ".join(filter(None, (self.titles.get(page), rest)))
+
+    def with_completions(self) -> list[str]:
+        return list(dict.fromkeys(board.section for board in self.boards if board.rows))
+
+    def with_coefficients(self) -> list[str]:
+        return list(dict.fromkeys(board.section for board in self.boards if any(r.coefficients for r in board.records)))
+
+    def links(self, stem: str) -> list[tuple[str, str]]:
+        """What else there is of a section: (address, name)."""
+        found = []
+        for name, sections in (("Completions", self.with_completions()), ("Coefficients", self.with_coefficients())):
+            own = [section for section in sections if self.page(section) == stem]
+            for section in own:
+                at = (
+                    quote(_completions_page(section))
+                    if name == "Completions"
+                    else f"coefficients.html#{_fragment(section=section)}"
+                )
+                found.append((at, f"{name}: {self.title(section)}" if len(own) > 1 else name))
+        return found
+
+    def nav(self, stem: str = "", here: str = "") -> list[tuple[str, str]]:
+        """The way to the other pages, from a section's or any other."""
+        found = [("index.html", "Sections")]
+        if self.boards:
+            found += [("leaderboard.html", "Leaderboard"), ("paper.html", "Paper | measured")]
+        completions = self.with_completions()
+        if completions:
+            own = [
+                section for section in completions if self.page(section) == stem or _completions_page(section) == here
+            ]
+            found.append((_completions_page((own or completions)[0]), "Completions"))
+        if self.with_coefficients():
+            found.append(("coefficients.html", "Coefficients"))
+        return found
+
+    def pages(self) -> dict[str, str]:
+        """Name -> text of every page made of records; none without records."""
+        if not self.boards:
+            return {}
+        made = {"leaderboard.html": self._leaderboard(), "paper.html": self._paper()}
+        made |= {_completions_page(section): self._completions(section) for section in self.with_completions()}
+        return made | ({"coefficients.html": self._coefficients()} if self.with_coefficients() else {})
+
+    def _render(
+        self, template: str, title: str, width: str, here: str, scripts: Sequence[str] = (), **values: object
+    ) -> str:
+        return _render(
+            template,
+            f"{title} · Soup Lab",
+            self.nav(here=here),
+            width,
+            scripts,
+            here=here,
+            skipped=self.skipped,
+            **values,
+        )
+
+    def _leaderboard(self) -> str:
+        completions, shown = self.with_completions(), []
+        for board in self.boards:
+            title, page = self.title(board.section), self.page(board.section)
+            rows = []
+            for line in boards_of.lines(board):
+                at = (
+                    f"{quote(_completions_page(board.section))}#{_fragment(method=line.name)}"
+                    if board.section in completions
+                    else None
+                )
+                rows.append(
+                    vars(line)
+                    | {
+                        "href": at,
+                        "role": _PARTS[line.role],
+                        "colour": COLOURS[line.role],
+                        "own_mean": sum(line.own.values()) / len(line.own) if line.own else None,
+                        "downloads": [_downloads(r, r.key in board.rows) for r in line.records],
+                    }
+                )
+            shown.append(
+                {
+                    "name": f"{title}: {board.label}",
+                    "title": title,
+                    "label": board.label,
+                    "page": page and f"{page}.html",
+                    "lines": rows,
+                }
+            )
+        return self._render(
+            "leaderboard",
+            "Leaderboard",
+            "wide",
+            "leaderboard.html",
+            ["leaderboard.js"],
+            boards=shown,
+            roles=_PARTS.values(),
+        )
+
+    def _paper(self) -> str:
+        groups = []
+        for title, numbers in published.NUMBERS.items():
+            rows = []
+            for number in numbers:
+                found = [boards_of.measured(number, self.boards, kind) for kind in ("paper", "small", "embedded")]
+                shown = [{"value": "", "more": ""} if hit is None else _measured(number, *hit) for hit in found]
+                rows.append({"what": number.what, "where": number.where, "paper": _printed(number), "measured": shown})
+            page = self.page(numbers[0].section)
+            told = {"page": page and f"{page}.html", "page_title": self.titles.get(page)}
+            groups.append({"title": title, "rows": rows} | told)
+        presets = [PRESETS[name] for name in ("paper", "small", "embedded")]
+        settings = [
+            {
+                "what": s.what,
+                "where": s.where,
+                "paper": s.value,
+                "ours": [_setting(getattr(p, s.field)) if s.field else "" for p in presets],
+            }
+            for s in published.SETTINGS
+        ]
+        return self._render(
+            "paper",
+            "Paper and measured",
+            "index",
+            "paper.html",
+            groups=groups,
+            settings=settings,
+            paper=published.PAPER,
+            presets=[p.name for p in presets],
+            small_base=PRESETS["small"].base,
+        )
+
+    def _completions(self, section: str) -> str:
+        own = [board for board in self.boards if board.section == section]
+        without = [f"{b.name(r)}, seed {r.seed}" for b in own for r in b.records if r.key not in b.rows]
+        roles = {role: {"label": _PARTS[role], "colour": colour} for role, colour in COLOURS.items()}
+        data = {
+            "roles": roles,
+            "reasons": REASONS,
+            "boards": [boards_of.completions(board) for board in own if board.rows],
+        }
+        others = [(_completions_page(name), self.title(name)) for name in self.with_completions()]
+        title, here = self.title(section), _completions_page(section)
+        return self._render(
+            "completions",
+            f"Completions: {title}",
+            "wide",
+            here,
+            ["unpack.js", "completions.js"],
+            section=section,
+            section_title=title,
+            without=without,
+            others=others,
+            data=_packed(data),
+        )
+
+    def _coefficients(self) -> str:
+        shown = []
+        for board in self.boards:
+            found = boards_of.coefficients(board)
+            if found:
+                shown.append(
+                    found | {"section": board.section, "label": f"{self.title(board.section)}: {found['label']}"}
+                )
+        data = {"scale": [[round(255 * part) for part in to_rgb(colour)] for colour in DIVERGING], "boards": shown}
+        return self._render(
+            "coefficients",
+            "Coefficients",
+            "wide",
+            "coefficients.html",
+            ["unpack.js", "coefficients.js"],
+            data=_packed(data),
+        )
+
+
+def _render(
+    template: str,
+    title: str,
+    nav: Sequence[tuple[str, str]],
+    width: str = "",
+    scripts: Sequence[str] = (),
+    **values: object,
+) -> str:
+    """A page of the site. scripts: files of lab/templates, placed in the page as one, the only one that may run there."""
+    text = "".join((_TEMPLATES / name).read_text() for name in scripts)
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    script = {"text": Markup(text), "hash": Markup(f"sha256-{digest}")} if scripts else None
+    return _PAGES.get_template(f"{template}.html.j2").render(title=title, nav=nav, width=width, script=script, **values)
+
+
+def _packed(data: object) -> str:
+    """What lab/templates/unpack.js unpacks; the same for the same data."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def _completions_page(section: str) -> str:
+    return f"completions-{section}.html"
+
+
+def _fragment(**values: object) -> str:
+    return "&".join(f"{name}={quote(str(value), safe='')}" for name, value in values.items())
+
+
+def _downloads(record: RunRecord, rows: bool) -> dict:
+    place = f"records/{quote(boards_of.place_of(record))}"
+    return {"seed": record.seed, "json": f"{place}.json", "rows": f"{place}.jsonl.gz" if rows else None}
+
+
+def _printed(number: published.Published) -> str:
+    unit = {"%": "\u00a0%", "points": " points", "% more": "\u00a0%", "F1": ""}[number.unit]
+    sign = "+" if number.unit in ("points", "% more") else ""
+    error = f" ± {number.error}" if number.error is not None else ""
+    return f"{sign}{number.value}{error}{unit}"
+
+
+def _measured(number: published.Published, value: float, line: boards_of.Line) -> dict:
+    """value: in the number's unit. The interval is the line's where the number is one method's own score."""
+    if number.unit == "F1":
+        shown = f"{value:.3f}"
+    elif number.unit == "%":
+        shown = f"{value:.1f}\u00a0%"
+    else:
+        shown = f"{value:+.{1 if number.unit == 'points' else 0}f}".replace("-", "−")
+        shown += " points" if number.unit == "points" else "\u00a0%"
+    counted = f"{line.problems} × {len(line.records)}"
+    alone = number.unit == "%" and number.score == "right" and len(number.methods) == 1 and line.low is not None
+    return {
+        "value": shown,
+        "more": f"({100 * line.low:.1f}–{100 * line.high:.1f}; {counted})" if alone else f"({counted})",
+    }
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_setting, value))
+    return "each task's own" if value is None else str(value)
 
 
 def outcome(nb: NotebookNode) -> Outcome:
@@ -180,14 +475,18 @@ def outcome(nb: NotebookNode) -> Outcome:
     missed = [n for n, cell in enumerate(code, 1) if cell.source.strip() and cell.execution_count is None]
     if crash or missed:
         started = [n for n, c in enumerate(code, 1) if c.metadata.get("papermill", {}).get("start_time")]
-        return Outcome(False, started[-1] if started else None, crash or "The notebook was not run to its end; run it again.")
+        return Outcome(
+            False, started[-1] if started else None, crash or "The notebook was not run to its end; run it again."
+        )
     return Outcome(True)
 
 
 def clean(html: object) -> str:
     """HTML without anything that acts or asks a host for something; images only where they are part of the page."""
     text = html.decode() if isinstance(html, bytes) else str(html)
-    text = re.sub(r"<style\b.*?</style\s*>", "", text, flags=re.DOTALL | re.IGNORECASE)  # pandas sends one with each table
+    text = re.sub(
+        r"<style\b.*?</style\s*>", "", text, flags=re.DOTALL | re.IGNORECASE
+    )  # pandas sends one with each table
     return bleach.clean(text, tags=_TAGS, attributes=_allowed, protocols={"http", "https", "mailto", "data"})
 
 
@@ -206,18 +505,41 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def _read_notebook(path: Path) -> NotebookNode:
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
+        raise LabError(f"The executed notebook {path} is missing or damaged; run it again.") from error
+
+
+def _card_of_page(path: Path) -> dict | None:
+    """What a page of ours says about its section; None for any other."""
+    found = _CARD_MARK.search(path.read_text(errors="replace"))
+    return json.loads(found[1]) if found else None
+
+
+def _titles(results: Path) -> dict[str, str]:
+    """Titles of the sections' pages that lie there, by section."""
+    cards = filter(None, map(_card_of_page, sorted(results.glob("*.html"))))
+    return {card["section"]: card["title"] for card in cards}
+
+
+def _title(nb: NotebookNode, section: str) -> str:
+    title = next((m[1] for c in nb.cells if c.cell_type == "markdown" for m in [_TITLE.match(c.source)] if m), section)
+    return re.sub(r"[*_`]", "", title).strip()
+
+
 def _card_of(nb: NotebookNode, section: str) -> dict:
     """All that page header and index say about a notebook."""
     lab, papermill = nb.metadata.get("lab", {}), nb.metadata.get("papermill", {})
     parameters = lab.get("parameters") or papermill.get("parameters", {})
     data = [output["data"] for cell in nb.cells for output in cell.get("outputs", []) if "data" in output]
     given = next((d[CARD_TYPE] for d in reversed(data) if CARD_TYPE in d), {})
-    title = next((m[1] for c in nb.cells if c.cell_type == "markdown" for m in [_TITLE.match(c.source)] if m), section)
     ended, place = outcome(nb), lab.get("environment")
     figure = _headline_figure(nb)
     return {
         "section": section,
-        "title": re.sub(r"[*_`]", "", title).strip(),
+        "title": _title(nb, section),
         "ok": ended.ok,
         "cell": ended.cell,
         "error": ended.error,

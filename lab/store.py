@@ -18,8 +18,10 @@ class Store:
         self.root = Path(root)
         self.shipped = shipped
 
-    def get(self, kind: str, key: dict, make: Callable[[Path, Path], None]) -> Path:
+    def get(self, kind: str, key: dict, make: Callable[[Path, Path], None] | None) -> Path:
         """The artifact's folder; `make(folder, checkpoint)` fills it when it is not there yet.
+
+        make None: it must be there. Raises LabError when it is not.
 
         key: JSON-able, everything that decides the content. checkpoint: a file that `make` may use to continue after an
         interruption, like others whose name begins so; they are removed at the end. A second process that wants the same artifact waits for the first.
@@ -30,6 +32,10 @@ class Store:
         folder = self.root / name
         if folder.is_dir():
             return folder
+        if make is None:
+            raise LabError(
+                f"{name} is not in {self.root}, and training is forbidden; allow it (train_missing), or put the folder there."
+            )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -32,7 +32,7 @@ FLAGS = (
     "--remote-allow-origins=*",
     "--hide-scrollbars",
 )
-PATIENCE = 90  # seconds; machines that build are busy
+PATIENCE = 180  # seconds; machines that build are busy
 
 
 class Browser:
@@ -104,19 +104,14 @@ class Browser:
     def size(self, width: int, height: int, phone: bool = False):
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
 
-    def dark(self, on: bool):
-        self.send(
-            "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-color-scheme", "value": "dark" if on else "light"}],
-        )
-
     def click(self, selector: str, text: str = ""):
         """A real click in the middle of the first such element (that holds this text)."""
         find = f"$$({selector!r}).find(e => e.textContent.includes({text!r}) && e.getClientRects().length)"
-        self.wait(f"!!({find})")
-        box = self.js(
+        # Where the page is still growing, another element may have come to that place meanwhile.
+        box = self.wait(
             f"(() => {{ const e = {find}; e.scrollIntoView({{block: 'center', behavior: 'instant'}}); const r = e.getBoundingClientRect();"
-            "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            "const [x, y] = [r.x + r.width / 2, r.y + r.height / 2], there = document.elementFromPoint(x, y);"
+            "return there && (e.contains(there) || there.contains(e)) && [x, y]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
@@ -139,6 +134,28 @@ class Browser:
             self.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
         return taken
 
+    def choose(self, selector: str, text: str):
+        """An entry of a dropdown, by typing it."""
+        self.click(f"{selector} input")
+        self.js(f"$('{selector} input').select()")
+        self.send("Input.insertText", text=text)
+        self.wait(f"$$('[role=option]').some(e => e.innerText.trim() === {text!r} || e.ariaLabel === {text!r})")
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
+
+    def drag(self, first: str, last: str):
+        """Press on one element, move to another, let go."""
+        for kind, selector, held in (
+            ("mousePressed", first, 1),
+            ("mouseMoved", first, 1),
+            ("mouseMoved", last, 1),
+            ("mouseReleased", last, 0),
+        ):
+            x, y = self.js(
+                f"(() => {{ const r = $({selector!r}).getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] }})()"
+            )
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=held, clickCount=1)
+
     def slide(self, selector: str, value: float):
         """Move a range input as a hand does: input events, then change."""
         self.js(
@@ -154,9 +171,12 @@ class Browser:
         node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.send("DOM.setFileInputFiles", nodeId=node, files=files)
 
-    def picture(self, path: str, full: bool = True):
-        data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=full)["data"]
-        Path(path).write_bytes(base64.b64decode(data))
+    def picture(self, path: str):
+        """The whole page."""
+        width, height = self.js("[innerWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        found = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        Path(path).write_bytes(base64.b64decode(found["data"]))
 
     def close(self):
         self.socket.close()
@@ -206,6 +226,7 @@ def test_it_opens_working_and_asks_nobody_else(browser, address):
     answers = ask(browser)
     assert list(answers) == ["base", "maths", "code", "merge"]
     assert "def solution" in answers["code"]
+    assert browser.js("$$('#answers footer code').some(e => /^[0-9]+$/.test(e.innerText))")  # what a program returned
     strange = [
         url
         for url in browser.requested
@@ -233,6 +254,27 @@ def test_alphas_by_slider_cell_layer_and_text_change_the_next_answer(browser, ad
     browser.wait("$('#mixer [data-cell=\"1/1/2\"]').value === '.25'")
     browser.click("#undo")
     browser.wait("$('#mixer [data-cell=\"1/1/2\"]').value === '1'")
+
+
+def test_cells_are_chosen_by_dragging_over_them(browser, address):
+    browser.open(address)
+    browser.drag("#mixer [data-cell='1/1/0']", "#mixer [data-cell='1/2/2']")
+    browser.wait("$('#mixer .selection .count').innerText === '6 cells'")
+    browser.slide("#mixer .selection input[type=range]", 0.35)
+    assert rules(browser, "code layers 1-2 q,k,v: 0.35") == "maths: 0.8\ncode: 0.8\ncode layers 1-2 q,k,v: 0.35"
+
+
+def test_any_method_is_a_column(browser, address):
+    browser.open(address)
+    browser.tab("Set")
+    browser.click("#add-method", "ties")
+    browser.wait("$$('#take input, #columns label').some(e => (e.value || e.innerText).includes('ties'))")
+    browser.choose("#method", "arrow")
+    browser.click("#add-method", "arrow")
+    browser.tab("Compare")
+    browser.wait("$$('#columns label').some(e => e.innerText.includes('arrow'))")
+    answers = ask(browser)
+    assert list(answers) == ["base", "maths", "code", "merge", "ties", "arrow"] and answers["arrow"] and answers["ties"]
 
 
 def test_a_wrong_rule_or_cell_is_told_and_changes_nothing(browser, address):
@@ -284,6 +326,78 @@ def test_learning_is_live_stops_and_survives_a_closed_page(browser, address):
     browser.wait("$$('#costs tbody tr').length >= 5")
 
 
+def test_layers_are_weighed_on_ones_own_rows_with_progress(browser, address, tmp_path):
+    files = [tmp_path / "maths.jsonl", tmp_path / "code.jsonl"]
+    for file in files:
+        row = json.dumps({"prompt": "Question: 2 and 3?\nAnswer:", "completion": " 5"})
+        file.write_text(f"{row}\n" * 8)
+    browser.open(address)
+    browser.tab("Learn")
+    browser.click("#learn-data label", "my rows")
+    browser.wait("$('#own-rows input[type=file]')")
+    browser.choose_files("#own-rows input[type=file]", list(map(str, files)))
+    browser.wait("$('#own-rows').innerText.includes('code')")
+    browser.click("#weigh-layers")
+    browser.wait("$('#layers [data-state=done]') && $('#layers svg')")
+    assert "layer 5 maths" in browser.js("$('#layers').innerHTML")
+
+
+def fetched(browser, selector: str) -> list[bytes]:
+    """The content of the links, once there are any."""
+    browser.wait(f"$$({selector!r}).length > 0")
+    found = []
+    for link in browser.js(f"[...new Set($$({selector!r}).map(a => a.href))]"):
+        with urllib.request.urlopen(link) as reply:
+            found.append(reply.read())
+    return found
+
+
+def test_plots_are_saved(browser, address):
+    browser.open(address)
+    browser.tab("Plots")
+    browser.wait("$$('#pictures svg').length >= 3")
+    browser.click("#save-png")
+    pictures = fetched(browser, '#saved-plots a[href*=".png"]')
+    assert len(pictures) == 3 and all(data.startswith(b"\x89PNG") for data in pictures)
+    browser.click("#save-svg")
+    pictures = fetched(browser, '#saved-plots a[href*=".svg"]')
+    assert len(pictures) == 3 and all(b"<svg" in data for data in pictures)
+
+
+def test_a_saved_recipe_comes_back(browser, address, tmp_path):
+    browser.open(address)
+    browser.tab("Set")
+    browser.type("#rules textarea", "maths: ring 0.1 0.9; code layers 1 q: -0.2")
+    browser.click("#apply-rules")
+    browser.wait("!$('#rules textarea').value.includes('ring')")  # it is written out
+    text = rules(browser, "code layers 1 q: -0.2")
+    browser.tab("Take home")
+    browser.click("#save-recipe")
+    (recipe,) = fetched(browser, '#exported a[href*=".json"]')
+    file = tmp_path / "recipe.json"
+    file.write_bytes(recipe)
+    browser.open(address)
+    assert rules(browser) != text
+    browser.tab("Take home")
+    browser.wait("$('#recipe-in input[type=file]')")
+    browser.choose_files("#recipe-in input[type=file]", [str(file)])
+    assert rules(browser, "code layers 1 q: -0.2") == text
+
+
+def test_results_are_filtered_read_and_opened_in_compare(browser, address):
+    browser.open(address)
+    browser.tab("Results")
+    everything = browser.wait("$$('#leaderboard tbody tr').length > 5 && $$('#leaderboard tbody tr').length")
+    browser.wait("$$('#browser details.question').length > 5 && $('#browser h3').innerText.startsWith('cat')")
+    assert browser.js("$('#browser details.question pre').textContent").strip()
+    browser.type("#filter input, #filter textarea", "ties")
+    browser.wait(f"$$('#leaderboard tbody tr').length < {everything}")
+    assert browser.js("$$('#leaderboard tbody tr th').every(e => e.innerText.toLowerCase().includes('ties'))")
+    browser.click("#open-run")
+    browser.wait("$('#ask').getClientRects().length > 0")
+    assert "layers" in rules(browser, "layers")  # coefficients that were learned
+
+
 def test_blind_vote_and_reveal(browser, address):
     browser.open(address)
     browser.wait("$('#blind input').getClientRects().length > 0")
@@ -300,11 +414,13 @@ def test_blind_vote_and_reveal(browser, address):
 def test_adapters_come_from_uploads_and_wrong_ones_are_told(browser, address, tmp_path):
     from lab.comparison import SHIPPED
 
-    folder = next(SHIPPED.glob("skill-maths-*"))
-    good, bad = tmp_path / "my-maths.zip", tmp_path / "evil.zip"
-    with zipfile.ZipFile(good, "w") as archive:
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            archive.write(folder / name, f"my-maths/{name}")
+    good, bad = [], tmp_path / "evil.zip"
+    for skill in ("maths", "code"):
+        folder = next(SHIPPED.glob(f"skill-{skill}-*"))
+        good.append(str(tmp_path / f"my-{skill}.zip"))
+        with zipfile.ZipFile(good[-1], "w") as archive:
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                archive.write(folder / name, f"my-{skill}/{name}")
     with zipfile.ZipFile(bad, "w") as archive:
         archive.writestr("../../adapter_config.json", "{}")
     browser.open(address)
@@ -313,9 +429,12 @@ def test_adapters_come_from_uploads_and_wrong_ones_are_told(browser, address, tm
     browser.choose_files("#upload input[type=file]", [str(bad)])
     browser.wait("document.body.innerText.includes('outside its own folder')")
     browser.wait("$('#upload input[type=file]')")
-    browser.choose_files("#upload input[type=file]", [str(good)])
-    browser.wait("$$('#report tbody tr').length === 3")
-    browser.wait("$$('#mixer section').length === 3")
+    browser.choose_files("#upload input[type=file]", good)
+    browser.wait("$$('#report tbody tr').length === 4 && $$('#mixer section').length === 4")
+    assert browser.js("$$('#mixer section').map(e => e.dataset.skill)") == ["maths", "code", "my-maths", "my-code"]
+    browser.type("#source input, #source textarea", str(folder))
+    browser.click("#load-adapter")
+    browser.wait("$$('#mixer section').length === 5")
 
 
 def test_the_export_gives_equal_logits_through_peft(browser, address, tmp_path):
@@ -355,15 +474,15 @@ def test_the_export_gives_equal_logits_through_peft(browser, address, tmp_path):
 if os.environ.get("LAB_APP_PICTURES"):
 
     def test_pictures(browser, address):
-        """Screenshots of every tab for people to look at."""
+        """Screenshots of every tab, whole, for people to look at."""
         folder = Path(os.environ["LAB_APP_PICTURES"])
-        for dark in (False, True):
-            browser.dark(dark)
-            for width, phone in ((1400, False), (390, True)):
-                browser.size(width, 900 if not phone else 844, phone)
-                browser.open(address)
-                ask(browser)
-                for tab in ("Compare", "Set", "Learn", "Plots", "Take home", "Load", "Results"):
-                    browser.js(f"$$('[role=tab]').find(e => e.textContent.includes({tab!r})).click()")
-                    time.sleep(4)
+        for width, phone in ((1200, False), (400, True)):
+            browser.size(width, 900, phone)
+            browser.open(address)
+            ask(browser)
+            for tab in ("Compare", "Set", "Learn", "Plots", "Take home", "Load", "Results"):
+                browser.js(f"$$('[role=tab]').find(e => e.textContent.includes({tab!r})).click()")
+                time.sleep(4)
+                for dark in (False, True):
+                    browser.js(f"document.body.classList.toggle('dark', {str(dark).lower()})")
                     browser.picture(str(folder / f"{tab.replace(' ', '-')}-{'dark' if dark else 'light'}-{width}.png"))

@@ -59,6 +59,25 @@ def test_every_contender_and_nothing_twice(preset, tmp_path, monkeypatch):
     assert len(load_records(out, "s5_1_math_code")) == len(METHODS)
 
 
+def test_a_missing_skill_is_told_where_training_is_forbidden(preset, tmp_path):
+    forbidden = preset.change(train_missing=False)
+    with pytest.raises(LabError, match="skill-maths-[0-9a-f]+ is not in .*, and training is forbidden"):
+        compare(MATH_CODE, forbidden, ["cat"], [0], 1, out=tmp_path / "records", artifacts=tmp_path / "store")
+    allowed = compare(MATH_CODE, preset, ["maths"], [0], 1, out=tmp_path / "records", artifacts=tmp_path / "store")
+    found = compare(MATH_CODE, forbidden, ["maths"], [0], 1, out=tmp_path / "again", artifacts=tmp_path / "store")
+    assert contents(found) == contents(allowed)
+
+
+def test_worked_examples_of_the_preset_stand_before_each_question(preset, tmp_path):
+    """One, for every method that brings none of its own, and in the key; the skills' own tests go without."""
+    where = {"out": tmp_path / "records", "artifacts": tmp_path / "store"}
+    plain, many = compare(MATH_CODE, preset, ["base", "few_shot"], [0], 1, **where)
+    one, same = compare(MATH_CODE, preset.change(shots=1), ["base", "few_shot"], [0], 1, **where)
+    question = plain.rows()[0]["prompt"]
+    assert one.rows()[0]["prompt"].endswith(question) and one.rows()[0]["prompt"].count("Question:") == 2
+    assert one.key != plain.key and same.key == many.key and one.own == plain.own
+
+
 class Killed(BaseException):
     pass
 

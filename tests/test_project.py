@@ -51,10 +51,64 @@ def test_section_notebook_runs_small(tiny_base, tmp_path):
 
 
 def test_atlas_notebook_runs_small(tiny_base, tmp_path):
-    given = {name: value for name, value in small(tiny_base, tmp_path).items() if name != "problems"}
-    given |= {"rows": 2, "methods": ["cat_static", "rank_cat", "arrow"]}
+    given = small(tiny_base, tmp_path) | {"methods": ["cat_static", "rank_cat", "arrow"], "sections": ["s5_1_math_code", "s5_3_reading"]}
     run = run_notebook(PROJECT / "notebooks" / "x3_methods.ipynb", tmp_path / "run.ipynb", given)
     assert run.ok, f"cell {run.failed_cell}: {run.error}"
+    assert {p.name for p in (tmp_path / "out" / "records").iterdir()} == {"x3_methods", "x3_methods_s5_3_reading"}
+
+
+def test_controls_notebook_runs_small_and_finds_what_a_section_has(tiny_base, tmp_path):
+    given = small(tiny_base, tmp_path) | {"sections": ["s5_1_math_code", "s5_3_reading"], "problems_of": {"s5_3_reading": 2}}
+    run = run_notebook(PROJECT / "notebooks" / "x1_controls.ipynb", tmp_path / "run.ipynb", given)
+    assert run.ok, f"cell {run.failed_cell}: {run.error}"
+    assert len(list((tmp_path / "out" / "records" / "s5_1_math_code").glob("*.json"))) == 13
+
+
+def test_more_skills_notebook_runs_small(tiny_base, tmp_path):
+    run = run_notebook(
+        PROJECT / "notebooks" / "x2_more_skills.ipynb", tmp_path / "run.ipynb", small(tiny_base, tmp_path) | {"methods": ["cat", "new_lora"]}
+    )
+    assert run.ok, f"cell {run.failed_cell}: {run.error}"
+    assert len(list((tmp_path / "out" / "records").iterdir())) == 10
+    assert len(list((tmp_path / "artifacts").glob("skill-*"))) == 5 and len(list((tmp_path / "artifacts").glob("cat-*"))) == 5
+
+
+def test_formats_notebook_runs_small(tiny_base, tmp_path):
+    given = small(tiny_base, tmp_path) | {"problems": 4, "methods": ["data_mix", "cat"], "choice_methods": ["data_mix", "cat"]}
+    run = run_notebook(PROJECT / "notebooks" / "s5_4_prompt_formats.ipynb", tmp_path / "run.ipynb", given)
+    assert run.ok, f"cell {run.failed_cell}: {run.error}"
+    assert len(list((tmp_path / "out" / "records").glob("s5_4_prompt_formats_*/*.json"))) == 4 * 5
+
+
+def test_qabot_notebook_runs_small(tiny_base, tmp_path):
+    given = small(tiny_base, tmp_path)
+    given["methods"] = ["base", "few_shot", "manual", "instruction", "data_mix", "cat_static", "moe", "lorahub", "cat", "retrieval_bm25"]
+    run = run_notebook(PROJECT / "notebooks" / "s5_2_qabot.ipynb", tmp_path / "run.ipynb", given)
+    assert run.ok, f"cell {run.failed_cell}: {run.error}"
+    assert len(list((tmp_path / "out" / "records" / "s5_2_qabot").glob("*.json"))) == len(given["methods"])
+
+
+def test_skills_notebook_runs_small(tiny_base, tmp_path):
+    given = small(tiny_base, tmp_path) | {"seeds": [0, 1]}
+    run = run_notebook(PROJECT / "notebooks" / "s4_skills.ipynb", tmp_path / "run.ipynb", given)
+    assert run.ok, f"cell {run.failed_cell}: {run.error}"
+
+
+def test_ablations_notebook_runs_small(tiny_base, tmp_path):
+    given = {name: value for name, value in small(tiny_base, tmp_path).items() if name != "problems"}
+    given |= {"compared": {"s5_1_math_code": 3, "s5_2_qabot": 3}, "methods": ["cat_static", "cat"], "sweep_problems": 2, "densities": [0.0, 1.0]}
+    given |= {"weights": [1.0], "granularities": ["model"], "shares": [0.5], "confirm": True}
+    run = run_notebook(PROJECT / "notebooks" / "s5_5_ablations.ipynb", tmp_path / "run.ipynb", given)
+    assert run.ok, f"cell {run.failed_cell}: {run.error}"
+    assert len(list((tmp_path / "out" / "records" / "sweeps").glob("*.jsonl"))) == 3
+
+
+def test_reading_notebook_runs_small(tiny_base, tmp_path):
+    methods = ["base", "few_shot", "terms", "terms_few_shot", "extraction", "data_mix", "cat_static", "moe", "lorahub", "cat"]
+    given = small(tiny_base, tmp_path) | {"methods": methods, "judged": ["base", "terms_few_shot", "extraction", "data_mix", "cat"]}
+    run = run_notebook(PROJECT / "notebooks" / "s5_3_reading.ipynb", tmp_path / "run.ipynb", given)
+    assert run.ok, f"cell {run.failed_cell}: {run.error}"
+    assert len(list((tmp_path / "out" / "records" / "s5_3_reading").glob("*.json"))) == len(methods)
 
 
 def test_section_notebook_runs_on_real_rows_and_another_base(tmp_path, tokenizer, data_folder):
@@ -71,6 +125,38 @@ def test_section_notebook_runs_on_real_rows_and_another_base(tmp_path, tokenizer
     given = small(tmp_path / "base", tmp_path) | {"data": str(data_folder.resolve()), "methods": ["base", "maths", "code", "cat"]}
     papermill.execute_notebook(str(SECTION), str(tmp_path / "run.ipynb"), given, kernel_name="python3", progress_bar=False)
     assert len(list((tmp_path / "out" / "records" / "s5_1_math_code").glob("*.json"))) == 4
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory, tokenizer) -> dict[str, Path]:
+    """Random tiny bases of the classes that the presets' bases have."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    common = {"vocab_size": len(tokenizer), "max_position_embeddings": 8192, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    found = {}
+    for preset, config, model in (("paper", LlamaConfig, LlamaForCausalLM), ("small", Qwen2Config, Qwen2ForCausalLM)):
+        torch.manual_seed(2)
+        found[preset] = tmp_path_factory.mktemp(preset)
+        model(config(**common, **shape, tie_word_embeddings=preset == "small")).save_pretrained(found[preset])
+        tokenizer.save_pretrained(found[preset])
+    return found
+
+
+@pytest.mark.parametrize("section", ["s5_1_math_code", "s5_2_qabot", "s5_3_reading", "s5_4_prompt_formats_1_4", "s5_4_prompt_formats_two_prompts"])
+@pytest.mark.parametrize("preset", ["paper", "small"])
+def test_presets_run_a_few_steps_on_real_rows(preset, section, bases, tmp_path, data_folder):
+    """As on a GPU with the real base, but for sizes and precision: the preset's rows, templates, worked examples and methods."""
+    from lab.comparison import compare
+    from lab.sections import get_section
+
+    section = get_section(section)
+    few = {"rank": 2, "lora_alpha": 4, "train_rows": 8, "coefficient_share": 0.5, "own_test": 1, "max_new_tokens": 2, "max_tokens": 1024}
+    chosen = section.preset(preset, str(bases[preset]), str(data_folder), {**few, "dtype": "float32", "precision": "no"})
+    methods = [*(task.name for task in section.skills), "data_mix", "cat"]
+    records = compare(section, chosen, methods, [0], 2, out=tmp_path / "records", artifacts=tmp_path / "artifacts")
+    assert [r.n for r in records] == [2] * len(methods) and all(r.scores["right"] is not None for r in records)
 
 
 def test_base_notebook_runs_small(tmp_path):

@@ -1,5 +1,8 @@
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -149,11 +152,112 @@ def test_plan_checks_everything_first(tmp_path):
         runs._plan([], None, {}, tmp_path)
 
 
-def test_a_quick_run_leaves_out_what_lies_beyond_the_paper(tmp_path, capsys):
-    for name in ("s1.ipynb", "x1.ipynb"):
-        write(tmp_path / name, "1")
-    usual = ["--notebooks", str(tmp_path), "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "out")]
-    assert runs.main(usual) == 0
-    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"s1.ipynb"}
-    assert runs.main([*usual, "--only", "x1"]) == 0
-    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"s1.ipynb", "x1.ipynb"}
+def folders(tmp_path) -> list[str]:
+    return [part for name in ("notebooks", "runs", "results") for part in (f"--{name}", str(tmp_path / name))]
+
+
+def test_order_parameters_and_estimate(tmp_path, capsys, monkeypatch):
+    """One that builds upon another waits for it, whatever their names; the past tells how long each takes."""
+    mark = "import os, pathlib\nmarks = pathlib.Path('marks').open('a')\n"
+    mark += "marks.write(f'{name} {seeds} {os.environ[\"OMP_NUM_THREADS\"]}\\n')"
+    for name in ("a", "b"):
+        parameters = f"name = '{name}'\npreset = 'embedded'\nseeds = [0]\nsettings = {{}}\nout = 'x'\n"
+        write(tmp_path / "notebooks" / f"{name}.ipynb", mark, "print(settings, out)", parameters=parameters)
+    listed = {"a": runs.Listed({"seeds": [9]}, {"seeds": [0, 1]}, ("b",), (7, 70))}
+    monkeypatch.setattr(runs, "NOTEBOOKS", listed)
+    monkeypatch.setattr(runs, "EVERY", 0.2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    given = ["--full", "--no-train", "--preset", "embedded", "-p", "settings", "{'rank': 2}"]
+    assert runs.main([*folders(tmp_path), *given]) == 0
+    assert (tmp_path / "marks").read_text().splitlines() == ["b [0] 1", "a [0, 1] 1"]
+    written = text_of(tmp_path / "runs" / "a.ipynb", 4).strip()
+    assert written == f"{{'rank': 2, 'train_missing': False}} {tmp_path / 'results'}"
+    told = capsys.readouterr().out
+    assert "2 notebooks, 2 at a time: about 2 h 10 min in all" in told  # 70 and, unlisted, 60, one after the other
+    assert "so far, about 2 h 10 min to go; at work: b for" in told
+    assert "[1/2] b done" in told and "[2/2] a done" in told
+
+    path, out = tmp_path / "notebooks" / "a.ipynb", tmp_path / "runs" / "a.ipynb"
+    seconds = nbformat.read(out, as_version=4).metadata["lab"]["seconds"]
+    assert runs._expected(path, out, {"seeds": [0, 1]}, True) == seconds
+    assert runs._expected(path, out, {"seeds": [5]}, True) == 70 * 60
+    assert runs._expected(path, out, {"seeds": [5]}, False) == 7 * 60
+
+
+def test_what_cannot_be_written_or_dies_is_a_failed_run_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    for name in ("a", "b", "c"):
+        write(tmp_path / "notebooks" / f"{name}.ipynb", "1")
+    run_notebook = runs.run_notebook
+
+    def disturbed(path, *rest):
+        if path.stem == "a":
+            raise LabError("Could not write a: No space left on device; free some space or choose another folder.")
+        if path.stem == "b":
+            os._exit(9)
+        return run_notebook(path, *rest)
+
+    monkeypatch.setattr(runs, "run_notebook", disturbed)
+    damaged = tmp_path / "results" / "records" / "s5_1_math_code" / "cat-seed0-0123456789.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    assert runs.main([*folders(tmp_path), "--jobs", "1"]) == 1
+    told = capsys.readouterr().out
+    assert "a FAILED: Could not write a: No space left on device" in told
+    assert "b FAILED: Its process ended with code 9." in told
+    assert "c done" in told and "2 of 3 failed: a, b." in told
+    assert f"Skipped in {damaged.parents[1]}, not a record or damaged: s5_1_math_code/{damaged.name}." in told
+    assert "No space left on device" in (tmp_path / "results" / "index.html").read_text()
+
+
+def test_interrupted_leaves_no_kernel(tmp_path):
+    endless = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(600)"
+    write(tmp_path / "notebooks" / "a.ipynb", endless)
+    command = [sys.executable, "-m", "lab", "results", *folders(tmp_path)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    pid = tmp_path / "pid"
+    wait_for(lambda: pid.exists() and pid.read_text())
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in process.communicate(timeout=60)[1] and process.returncode == 130
+    wait_for(lambda: not Path(f"/proc/{pid.read_text()}").exists())
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def wait_for(condition, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_whole_takes_as_long_as_its_order_allows(monkeypatch):
+    a, b, c, d = (Path(f"{name}.ipynb") for name in "abcd")
+    monkeypatch.setattr(runs, "NOTEBOOKS", {"c": runs.Listed(after=("a", "b"))})
+    expected = {a: 10.0, b: 4.0, c: 5.0, d: 6.0}
+    assert runs._next([a, b, c, d], [], expected, 2) == [a, d]
+    assert runs._whole([a, b, c, d], {}, expected, 1) == 25
+    assert runs._whole([a, b, c, d], {}, expected, 2) == 15  # a beside d and b, then c alone
+    assert runs._whole([c], {a: 3.0}, expected, 2) == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [(["--preset", "papper"], "no preset 'papper'; did you mean 'paper'"), (["--jobs", "-1"], "--jobs is -1"),
+     (["--seeds", "1"], "no parameter seeds")],
+)  # fmt: skip
+def test_a_wrong_option_stops_before_anything_runs(tmp_path, given, told):
+    write(tmp_path / "notebooks" / "a.ipynb", "1", parameters="preset = 'embedded'\n")
+    with pytest.raises(LabError, match=told):
+        runs.main([*folders(tmp_path), *given])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_listed_fits_the_notebooks():
+    """What the committed run changes exists in the notebooks, and what they build upon comes before them."""
+    for name, listed in runs.NOTEBOOKS.items():
+        path = Path(__file__).parents[1] / "notebooks" / f"{name}.ipynb"
+        if path.exists():
+            for changed in (listed.quick, listed.full):
+                runs.check_values(changed, runs.read_parameters(path), name)
+        for earlier in listed.after:
+            assert not runs.NOTEBOOKS[earlier].after

@@ -101,7 +101,7 @@ def layer_costs(layers: Sequence, labels: Sequence[str], costs: np.ndarray, fact
     axes.set_xticks(np.arange(len(labels)) + 0.5, labels)
     axes.invert_yaxis()
     axes.set_ylabel("layer lowered")
-    axes.set_xlabel("ΔNLL on each skill's held-out rows, nats per token (red: the layer is needed)")
+    axes.set_xlabel("ΔNLL, nats per token (red: the layer is needed)")
     axes.tick_params(length=0)
     chart.alt = "What each skill loses when one layer is lowered: " + "; ".join(
         f"layer {layer} " + ", ".join(f"{label} {v:+.3f}" for label, v in zip(labels, row, strict=True))
@@ -113,7 +113,7 @@ def layer_costs(layers: Sequence, labels: Sequence[str], costs: np.ndarray, fact
 def elo_chart(table) -> Chart:
     chart, axes = _chart("Ratings from blind votes", 0.34 * len(table) + 1.1)
     at = np.arange(len(table))
-    spread = [np.maximum(table["rating"] - table["low"], 0), np.maximum(table["high"] - table["rating"], 0)]
+    spread = np.nan_to_num(np.array([table["rating"] - table["low"], table["high"] - table["rating"]]))
     axes.errorbar(
         table["rating"], at, xerr=spread, fmt="o", color=COLOURS["learned"], ecolor=INK, capsize=3, markersize=5
     )
@@ -122,7 +122,8 @@ def elo_chart(table) -> Chart:
     axes.set_xlabel("Elo, 95 % interval")
     axes.grid(axis="x", color=INK, alpha=0.22, linewidth=0.6)
     chart.alt = "Ratings: " + "; ".join(
-        f"{name} {row.rating:.0f} ({row.low:.0f} to {row.high:.0f})" for name, row in table.iterrows()
+        f"{name} {row.rating:.0f}" + (f" ({row.low:.0f} to {row.high:.0f})" if row.low == row.low else "")
+        for name, row in table.iterrows()
     )
     return chart
 

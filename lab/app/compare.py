@@ -9,9 +9,10 @@ from html import escape
 
 from lab import prompts
 from lab.app import html
-from lab.app.engine import Engine
+from lab.app.engine import Engine, Lane
 from lab.app.learning import TASKS
-from lab.app.session import Session
+from lab.app.memory import give_back
+from lab.app.session import Part, Session
 from lab.app.streaming import Answer, Decoding, stream
 from lab.errors import LabError
 from lab.evaluation.sandbox import run_programs
@@ -99,8 +100,8 @@ def compare(
         raise LabError(f"Choose at most {COLUMNS} columns.")
     if not questions:
         raise LabError("There is no question.")
-    adapters, rows = session.plan(columns)
-    lane = engine.lane(adapters)
+    parts = session.parts(columns)
+    lanes = [engine.lane(part.adapters, part.routing) for part in parts]
     session.stop.clear()
     n, k = len(questions), len(columns)
     order = tuple(random.sample(range(k), k)) if blind else tuple(range(k))
@@ -115,14 +116,29 @@ def compare(
         blind,
     )
     session.run = state
+    try:
+        yield from _grow(engine, session, state, parts, lanes, decoding, run)
+    finally:
+        give_back()
+
+
+def _grow(
+    engine: Engine,
+    session: Session,
+    state: Comparison,
+    parts: Sequence[Part],
+    lanes: Sequence[Lane],
+    decoding: Decoding,
+    run: bool,
+) -> Iterator[Comparison]:
+    n, k, questions = len(state.questions), len(state.columns), state.questions
     step = max(1, ROWS // k)
     for start in range(0, n, step):
         chunk = range(start, min(start + step, n))
         state.asked = chunk[-1] + 1
-        batch = [questions[i].prompt for i in chunk for _ in columns]
-        for answers in stream(engine, lane, batch, rows.repeat(len(chunk), 1, 1), decoding, session.stop.is_set):
-            for place, i in enumerate(chunk):
-                state.answers[i] = answers[place * k : (place + 1) * k]
+        for part, answers in _together(engine, parts, lanes, [questions[i].prompt for i in chunk], decoding, session):
+            for place, answer in enumerate(answers):
+                state.answers[chunk[place // len(part.places)]][part.places[place % len(part.places)]] = answer
             yield state
         if session.stop.is_set():
             state.note = "stopped"
@@ -132,6 +148,29 @@ def compare(
             yield state
     state.done = True
     yield state
+
+
+def _together(
+    engine: Engine,
+    parts: Sequence[Part],
+    lanes: Sequence[Lane],
+    prompts: Sequence[str],
+    decoding: Decoding,
+    session: Session,
+) -> Iterator[tuple[Part, list[Answer]]]:
+    """The parts' answers (prompt by prompt, each with all columns of the part) as they grow, turn by turn."""
+    growing = []
+    for part, lane in zip(parts, lanes, strict=True):
+        batch = [prompt for prompt in prompts for _ in part.places]
+        rows = part.rows.repeat(len(prompts), 1, 1)
+        growing.append((part, stream(engine, lane, batch, rows, decoding, session.stop.is_set)))
+    while growing:
+        for entry in list(growing):
+            part, answers = entry[0], next(entry[1], None)
+            if answers is None:
+                growing.remove(entry)
+            else:
+                yield part, answers
 
 
 def judge(state: Comparison, chunk: Sequence[int]) -> None:

@@ -1,18 +1,19 @@
 """What all visitors share: the engine, the jobs, the votes, and where things lie. And how errors reach the page."""
 
 import functools
+import gc
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import gradio as gr
 
 from lab.adapter import LoraAdapter
 from lab.app.engine import Engine, out_of_memory
 from lab.app.jobs import Jobs
+from lab.app.memory import give_back
 from lab.app.session import Session
 from lab.app.sources import Access
 from lab.app.votes import Ballot
@@ -21,13 +22,15 @@ from lab.presets import Preset
 
 MODEL = "model"  # concurrency_id of all events that use the model
 AT_ONCE = 8  # of these events; inside, the engine's turns keep them fair
+CLOSED = 20  # closed pages of which Gradio's own state is kept, for those that come back
 
 
 @dataclass
 class Context:
     """adapters: what a new visitor begins with. results: folder of the records. files: where the page may write.
 
-    sources: where each of the adapters was read from.
+    sources: where each of the adapters was read from. blocks, key: the page, and the id of the component in it that
+    holds the session.
     """
 
     engine: Engine
@@ -38,10 +41,11 @@ class Context:
     access: Access = Access()
     sources: Mapping[str, str] = field(default_factory=dict)
     jobs: Jobs = field(default_factory=Jobs)
+    blocks: gr.Blocks | None = None
+    key: int = -1
 
     def __post_init__(self):
         self.ballot = Ballot(self.files / "votes.jsonl")
-        self.open: WeakValueDictionary[str, Session] = WeakValueDictionary()  # by the page's session hash
 
     @property
     def base_name(self) -> str:
@@ -60,10 +64,43 @@ class Context:
             session = Session(base=self.engine.source)
         return session
 
+    def sessions(self) -> Iterator[Session]:
+        """Of all pages and programs that Gradio remembers."""
+        for state in list(self.blocks.state_holder.session_data.values()):
+            session = state.state_data.get(self.key)
+            if session is not None:
+                yield session
+
+    def tidy(self) -> None:
+        """Free the views of the model whose adapters nobody holds any more."""
+        held = [*self.adapters]
+        for session in self.sessions():
+            held += [*session.adapters, *session.others.values()]
+        self.engine.keep(held)
+        gc.collect()  # modules and their hooks refer to each other
+        give_back()
+
+    def close(self, hash: str) -> None:
+        """A page was closed (or a program has ended): free what it held. Its learning run goes on."""
+        pages = self.blocks.state_holder.session_data
+        session = pages[hash].state_data.get(self.key) if hash in pages else None
+        if session is not None:
+            session.empty(self.adapters)
+            if session.layers in self.jobs:  # nobody finds it again; a run of Learn is found by its id in the browser
+                self.jobs.stop(self.jobs.find(session.layers))
+            if session.job in self.jobs:
+                self.jobs.find(session.job).view["drawn"] = None
+        # Gradio keeps what it knows of a page, about 0.5 MB, for every page that was ever opened.
+        for old in [name for name, state in list(pages.items()) if state.is_closed][:-CLOSED]:
+            pages.pop(old, None)
+        self.tidy()
+
     def check(self, session: Session | None) -> Session:
         """The session, ready for use. Raises LabError when the page is not loaded, or the base was exchanged."""
         if session is None:
-            raise LabError("The page is still loading; try again in a moment.")
+            raise LabError("The page is still loading, or was away for long; try again in a moment, or reload it.")
+        if session.emptied:
+            raise LabError("What this page held was freed when it was closed; reload the page.")
         if session.base != self.engine.source:
             raise LabError("The base model has been exchanged since this page was opened; reload the page.")
         return session

@@ -8,14 +8,14 @@ import pandas as pd
 from lab.app import takehome
 from lab.app.compare import TEMPLATES, Question, compare, wrap
 from lab.app.context import AT_ONCE, MODEL, guarded
-from lab.app.learning import learn_job, skills_material, weigh
+from lab.app.learning import learn_job, skills_material, target_material, weigh
 from lab.app.page import Page
 from lab.app.session import Session
 from lab.app.sources import open_adapter, open_uploads
 from lab.app.streaming import Decoding
 from lab.app.tab_results import board, sections
 from lab.errors import LabError
-from lab.merging import METHODS, merge
+from lab.merging import METHODS, get_method
 from lab.report import report as report_on
 
 
@@ -65,6 +65,7 @@ def build(page: Page) -> None:
         kept = [a for a in session.adapters if a.name != replace]
         session.take([*kept, adapter], context.engine.model, context.engine.source)
         session.sources[adapter.name] = source
+        context.tidy()
         return session, state(session)
 
     def upload_adapters(session, files, alone):
@@ -73,6 +74,7 @@ def build(page: Page) -> None:
         kept = [] if alone else list(session.adapters)
         new = open_uploads(files or [], taken=[a.name for a in kept])
         session.take([*kept, *new], context.engine.model, context.engine.source)
+        context.tidy()
         return session, state(session)
 
     def report(session):
@@ -100,11 +102,11 @@ def build(page: Page) -> None:
         return session, session.text
 
     def add_method(session, method, parameters, weights):
-        """Merge by any static method; gives the name of its column."""
+        """Merge by any method that learns nothing (or route by it); gives the name of its column."""
         session = ready(session)
         if not isinstance(parameters or {}, dict):
             raise LabError('parameters is a JSON object, such as {"density": 0.3}.')
-        return session, session.add(method, merge(method, session.adapters, weights or None, **(parameters or {})))
+        return session, session.add(method, session.make(method, parameters or {}, weights or None))
 
     def ask(session, prompt, columns, template, gold, max_new_tokens, temperature, top_p, seed):
         """Answers side by side, streamed: column -> text, tokens, tokens_per_second, done, verdict, value."""
@@ -132,9 +134,14 @@ def build(page: Page) -> None:
             )
 
     def learn(session, method, parameters, rows, steps, learning_rate, batch_size, seed):
-        """Start learning alphas on the skills' calibration data; gives the id of the job."""
+        """Start learning on the skills' calibration data (a search: on examples of the target); gives the job's id."""
         session = ready(session)
-        material = skills_material(context.engine, context.preset, session.need().skills, int(rows), int(seed))
+        skills = session.need().skills
+        recipe = get_method(method).recipe
+        if recipe is not None and recipe.data == "target":
+            material = target_material(context.engine, context.preset, recipe.rows)
+        else:
+            material = skills_material(context.engine, context.preset, skills, int(rows), int(seed))
         work = learn_job(
             context.engine,
             session.adapters,
@@ -179,6 +186,14 @@ def build(page: Page) -> None:
         session.set(found.result.alphas)
         return session, session.text
 
+    def learn_column(session, job):
+        """Add what a job has learned, an adapter or a router, as a column; gives its name."""
+        session, found = ready(session), context.jobs.find(job)
+        if found.result is None:
+            raise LabError("That job has no result (yet).")
+        learned = found.result.result(session.adapters)
+        return session, session.add(f"learned {learned.recipe['method']}", learned)
+
     def delta_nll(session, columns, rows, seed):
         """Loss of columns on each skill's held-out rows, nats per token: column -> skill -> loss."""
         session = ready(session)
@@ -188,7 +203,7 @@ def build(page: Page) -> None:
     def export(session, column, dtype, folded):
         """A column as the zip of a PEFT folder, or (folded) of the whole model."""
         session = ready(session)
-        return session, str(takehome.as_zip(session, column, dtype=dtype, folded=bool(folded)))
+        return session, str(takehome.as_zip(context.engine, session, column, dtype=dtype, folded=bool(folded)))
 
     def recipe(session, column):
         """The recipe of a column."""
@@ -276,6 +291,7 @@ def build(page: Page) -> None:
         endpoint(learn_status, [job()], [out()], queue=False)
         endpoint(learn_stop, [job()], [words()], queue=False)
         endpoint(learn_use, [job()], [words()])
+        endpoint(learn_column, [job()], [words()], **model)
         endpoint(delta_nll, [data("columns", []), number("rows", 100), number("seed", 0)], [out()], **model)
         endpoint(
             export,

@@ -8,6 +8,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from lab.app.engine import out_of_memory
+from lab.app.memory import give_back
 from lab.errors import LabError
 
 WAITING = 20  # jobs in line
@@ -63,6 +65,15 @@ class Jobs:
             self._mutex.notify()
         return job
 
+    def __contains__(self, id: str) -> bool:
+        return id in self._all
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is running or waiting."""
+        with self._mutex:
+            return any(not job.over for job in self._all.values())
+
     def find(self, id: str) -> Job:
         if id not in self._all:
             raise LabError("There is no such job (any more); start it again.")
@@ -97,10 +108,11 @@ class Jobs:
             except Exception as error:  # the line must go on, whatever one job does
                 logging.getLogger(__name__).exception("a job failed")
                 told = (
-                    "there is not enough memory; choose fewer rows or a smaller base."
-                    if isinstance(error, MemoryError)
+                    "there is not enough memory; choose fewer rows per step or a smaller base."
+                    if out_of_memory(error)
                     else ""
                 )
                 job.state, job.message = "failed", f"It failed: {told or type(error).__name__ + ', see the terminal.'}"
             job.ended = time.monotonic()
             del work
+            give_back()

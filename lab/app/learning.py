@@ -1,23 +1,25 @@
 """Learning alphas, weighing settings and layers: what the page's jobs do, by the library's own functions."""
 
 import random
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from lab import learning
-from lab.adapter import LoraAdapter
+from lab.adapter import LoraAdapter, load, save
 from lab.app.alphas import Grid, settle
 from lab.app.engine import Engine, shared_copy
 from lab.app.jobs import Job
-from lab.app.session import Session
-from lab.sections import MATH_CODE
+from lab.app.session import Routing, Session, inputs_of
 from lab.errors import LabError
 from lab.merging import METHODS, Method
 from lab.merging.registry import complete_parameters
 from lab.presets import Preset
+from lab.sections import MATH_CODE
 from lab.skills import encode_examples
 from lab.stacked import StackedLinear
 from lab.tasks import Example, Task
@@ -38,8 +40,9 @@ class Material:
 
 
 def learnable() -> list[Method]:
-    """The methods that learn from the skills' data and end as an adapter: a search asks for examples of the target."""
-    return [m for m in METHODS.values() if m.recipe is not None and m.kind not in ("router", "search")]
+    """The methods that learn, those of alphas first; a search asks for examples of the target (target_material)."""
+    order = ("coefficients", "router", "search")
+    return sorted((m for m in METHODS.values() if m.recipe is not None), key=lambda m: order.index(m.kind))
 
 
 def skills_material(engine: Engine, preset: Preset, names: Sequence[str], count: int, seed: int) -> Material:
@@ -65,6 +68,15 @@ def own_material(engine: Engine, preset: Preset, pairs: Mapping[str, Sequence[tu
     return _material(engine, preset, examples, " ".join(f"{label}.jsonl" for label in pairs))
 
 
+def target_material(engine: Engine, preset: Preset, count: int) -> Material:
+    """The first `count` worked examples of the target. Raises LabError where none are known."""
+    target = MATH_CODE.target
+    shown = target.demonstrations(preset.source(target.folder), count)
+    examples = [Example(f"{i}", target.template.format(text=text), done, "") for i, (text, done) in enumerate(shown)]
+    rows = encode_examples(engine.tokenizer, examples, preset.max_tokens)
+    return Material(rows, {}, f"{target.name}.jsonl")
+
+
 def _material(
     engine: Engine, preset: Preset, examples: Mapping[str, list[Example]], name: str, count: int | None = None
 ) -> Material:
@@ -83,14 +95,36 @@ def _material(
     return Material(rows, held, name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a run gave. alphas: (skills, modules), None when the method's result is no such table."""
+    """What a run gave. alphas: (skills, modules), None when the result is no such table. held_out: nats per token.
 
-    adapter: LoraAdapter
+    Its weights lie on disk, so that a run that nobody comes back for holds no memory. routing: the result of a router.
+    """
+
+    folder: tempfile.TemporaryDirectory
     grid: Grid
+    recipe: Mapping[str, object]
     alphas: np.ndarray | None
     held_out: float | None
+    routing: Routing | None = None
+
+    @classmethod
+    def of(cls, found: LoraAdapter | Routing, grid: Grid, held_out: float | None) -> "Outcome":
+        folder = tempfile.TemporaryDirectory(prefix="soup-lab-run-", ignore_cleanup_errors=True)
+        if isinstance(found, Routing):
+            return cls(folder, grid, found.recipe, None, held_out, replace(found, adapters=()))
+        save(Path(folder.name) / "adapter", found)
+        return cls(folder, grid, found.recipe, _as_alphas(found.recipe, grid), held_out)
+
+    def result(self, adapters: Sequence[LoraAdapter]) -> LoraAdapter | Routing:
+        """The learned adapter, or the router for these adapters. Raises LabError when it was learned for others."""
+        learned = {i["name"]: i["digest"] for i in self.recipe["inputs"]}
+        if learned != {a.name: a.digest() for a in adapters}:
+            raise LabError("That run was for other adapters; load those again.")
+        if self.routing is not None:
+            return replace(self.routing, adapters=tuple(adapters))
+        return replace(load(Path(self.folder.name) / "adapter", base=adapters[0].base), recipe=self.recipe)
 
 
 def learn_job(
@@ -115,7 +149,7 @@ def learn_job(
     known = {m.name: m for m in learnable()}
     if method not in known:
         raise LabError(f"{method!r} learns no alphas; choose {', '.join(known)}.")
-    complete_parameters(known[method], parameters)
+    complete = complete_parameters(known[method], parameters)
     grid = Grid.of(adapters)
 
     def work(job: Job) -> Outcome:
@@ -149,27 +183,34 @@ def learn_job(
                 parameters=parameters,
                 on_step=on_step,
             )
-        facts = {
-            "learning_rate": learning_rate,
-            "steps": steps,
-            "batch_size": batch_size,
-            "seed": seed,
-            "rows": len(material.rows),
-            "rows_each": len(material.rows) // len(material.held),
-            "data": material.name,
-        }
+        job.view["drawn"] = None
+        facts = {"steps": steps, "seed": seed, "rows": len(material.rows), "data": material.name}
+        if found.learning_rate is not None:
+            facts |= {"learning_rate": learning_rate, "batch_size": batch_size}
+        if material.held:
+            facts["rows_each"] = len(material.rows) // len(material.held)
         if len(losses) < steps:
             facts["stopped_after"] = len(losses)
-        adapter = replace(found.adapter, recipe={**found.adapter.recipe, "learning": facts})
+        if found.adapter is None:
+            recipe = {"method": method, "parameters": complete, "inputs": inputs_of(adapters), "learning": facts}
+            learned = Routing(method, tuple(adapters), recipe, found.router_state)
+        else:
+            learned = replace(found.adapter, recipe={**found.adapter.recipe, "learning": facts})
         job.progress = 1.0
-        return Outcome(adapter, grid, _as_alphas(adapter.recipe, grid), dict(found.sweep).get(learning_rate))
+        return Outcome.of(learned, grid, dict(found.sweep).get(learning_rate))
 
     return work
 
 
 def _as_alphas(recipe: Mapping, grid: Grid) -> np.ndarray | None:
-    """The recipe's coefficients, when they are one per skill and module; its skills may stand in another order."""
+    """The recipe's coefficients, when they are one per skill and module; its skills may stand in another order.
+
+    LoraHub's weights are such a table too where they are weights of the updates, not of the factors.
+    """
     try:
+        if recipe["method"] == "lorahub" and recipe["parameters"]["semantics"] == "delta":
+            weights = [[recipe["weights"][skill]] for skill in grid.skills]
+            return settle(np.broadcast_to(np.array(weights), grid.present.shape), grid)
         values = np.array(recipe["coefficients"], dtype=float)
         if values.shape != grid.present.shape or list(recipe["modules"]) != list(grid.modules):
             return None
@@ -192,15 +233,15 @@ def weigh(
     engine: Engine, session: Session, columns: Sequence[str], held: Mapping[str, Sequence[Encoded]]
 ) -> dict[str, dict[str, float]]:
     """column -> label -> loss on held-out rows (nats per token)."""
-    adapters, rows = session.plan(columns)
-    lane = engine.lane(adapters)
-    found: dict[str, dict[str, float]] = {}
-    for name, row in zip(columns, rows, strict=True):
-        found[name] = {}
-        for label, data in held.items():
-            with engine.turns:
-                lane.use(row[None])
-                found[name][label] = learning.held_out_loss(lane.model, data, engine.tokenizer.pad_token_id)
+    found: dict[str, dict[str, float]] = {name: {} for name in columns}
+    for part in session.parts(columns):
+        lane = engine.lane(part.adapters, part.routing)
+        for place, row in zip(part.places, part.rows, strict=True):
+            for label, data in held.items():
+                with engine.turns:
+                    lane.use(row[None])
+                    value = learning.held_out_loss(lane.model, data, engine.tokenizer.pad_token_id)
+                found[columns[place]][label] = value
     return found
 
 

@@ -142,8 +142,6 @@ def build_page(context: Context) -> gr.Blocks:
         @guarded
         def opened(request: gr.Request):
             fresh = context.session()
-            if request and request.session_hash:
-                context.open[request.session_hash] = fresh
             alphas = dict(request.query_params).get("alphas", "") if request else ""
             if alphas and fresh.grid is not None:
                 try:
@@ -154,13 +152,12 @@ def build_page(context: Context) -> gr.Blocks:
             return [fresh, *page.views(fresh, usual_columns(fresh))]
 
         def closed(request: gr.Request):
-            gone = context.open.pop(request.session_hash, None)
-            if gone is not None:
-                gone.stop.set()  # nobody reads that answer any more
+            context.close(request.session_hash)
 
         blocks.load(opened, None, [session, *page.shared], **private)
         blocks.unload(closed)
         endpoints.build(page)
+    context.blocks, context.key = blocks, session._id
     return blocks
 
 

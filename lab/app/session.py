@@ -1,7 +1,7 @@
 """What belongs to one visitor: adapters, alphas with their past, other contenders. The model is not in it."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,23 +12,43 @@ from lab.adapter import LoraAdapter, check_compatible, module_names
 from lab.app.alphas import Grid, format_alphas, parse_alphas, settle
 from lab.errors import LabError
 from lab.files import content_hash
-from lab.merging import concatenate
+from lab.merging import build, concatenate, get_method, merge
+from lab.merging.registry import complete_parameters
+from lab.merging.routing import Router
+from lab.stacked import Stack
 
 PAST = 100  # settings kept for undo
 OTHERS = 12  # merged adapters that one visitor may hold
 START = 0.8  # alphas at the start: in the embedded world far better than an equal share
 
 
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """A router between adapters as a column: it decides per token, so no adapter can stand for it.
+
+    recipe: method and parameters, and what went in. state: what was learned, for the module of lab.merging.build.
+    """
+
+    name: str
+    adapters: tuple[LoraAdapter, ...]
+    recipe: Mapping[str, object]
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def put_on(self, stack: Stack) -> Router:
+        """The router, on a stack of its adapters. Raises LabError when it cannot work with them."""
+        router = build(str(self.recipe["method"]), stack, **self.recipe["parameters"])
+        router.load_state_dict(self.state)
+        return router
+
+
 @dataclass(frozen=True)
-class Setting:
-    """Alphas and the grid they belong to."""
+class Part:
+    """Columns that are rows of one batch. places: which of the columns asked for. rows: (places, adapters, modules)."""
 
-    grid: Grid
-    values: np.ndarray
-
-    @property
-    def text(self) -> str:
-        return format_alphas(self.values, self.grid)
+    places: tuple[int, ...]
+    adapters: tuple[LoraAdapter, ...]
+    rows: Tensor
+    routing: Routing | None = None
 
 
 @dataclass(eq=False)
@@ -37,6 +57,7 @@ class Session:
 
     others: merges by other methods, recipes and learned ones, by column name. stop: ends the running answer.
     sources: where each adapter was read from. staged: what was loaded, also while it does not fit together.
+    emptied: the page was closed and what it held was freed.
     """
 
     adapters: tuple[LoraAdapter, ...] = ()
@@ -44,7 +65,7 @@ class Session:
     alphas: np.ndarray | None = None
     past: list[np.ndarray] = field(default_factory=list)
     slots: dict[str, np.ndarray] = field(default_factory=dict)
-    others: dict[str, LoraAdapter] = field(default_factory=dict)
+    others: dict[str, LoraAdapter | Routing] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
     base: str = ""
     sources: dict[str, str] = field(default_factory=dict)
@@ -52,6 +73,7 @@ class Session:
     run: object = None  # the last comparison
     job: str = ""  # the learning job's id
     layers: str = ""  # the id of the job that weighs layers
+    emptied: bool = False
 
     def take(self, adapters: Sequence[LoraAdapter], model, base: str) -> None:
         """Work with these adapters from now on. Alphas stay where skills and modules are the same."""
@@ -62,6 +84,17 @@ class Session:
             self.past, self.slots = [], {}
         self.adapters = self.staged = tuple(adapters)
         self.others, self.base, self.run = {}, base, None
+
+    def empty(self, shared: Sequence[LoraAdapter]) -> None:
+        """The page is closed: free what is large. It can go on when all it had were alphas of `shared` adapters."""
+        self.stop.set()
+        own = not set(map(id, self.adapters)) <= set(map(id, shared))
+        self.emptied = own or bool(self.others)
+        self.others, self.run = {}, None
+        if own:
+            self.adapters, self.grid, self.alphas = (), None, None
+            self.past, self.slots = [], {}
+        self.staged = self.adapters
 
     def need(self) -> Grid:
         if self.grid is None:
@@ -96,7 +129,22 @@ class Session:
             raise LabError(f"Setting {slot} is empty; keep the present alphas in it first.")
         self.set(self.slots[slot])
 
-    def add(self, label: str, adapter: LoraAdapter) -> str:
+    def make(
+        self, method: str, parameters: Mapping, weights: Sequence[float] | None = None, rank: int | None = None
+    ) -> LoraAdapter | Routing:
+        """What a method that learns nothing makes of the adapters: a merge, or a router. Raises LabError."""
+        self.need()
+        known = get_method(method)
+        if known.kind != "router" or known.recipe is not None:
+            return merge(method, self.adapters, weights, rank=rank, **parameters)
+        if weights is not None or rank is not None:
+            raise LabError(f"{method} decides token by token; leave weights and rank empty.")
+        complete = complete_parameters(known, parameters)
+        return Routing(
+            method, self.adapters, {"method": method, "parameters": complete, "inputs": inputs_of(self.adapters)}
+        )
+
+    def add(self, label: str, adapter: LoraAdapter | Routing) -> str:
         """Hold another contender under this name, or its next free variant."""
         if len(self.others) >= OTHERS:
             raise LabError(f"There are {OTHERS} columns of other methods already; remove one first.")
@@ -104,7 +152,8 @@ class Session:
         while unique in taken:
             unique, number = f"{label} {number}", number + 1
         adapter = replace(adapter, name=unique)
-        check_compatible([adapter, *self.adapters])
+        if isinstance(adapter, LoraAdapter):
+            check_compatible([adapter, *self.adapters])
         self.others[unique] = adapter
         return unique
 
@@ -119,6 +168,17 @@ class Session:
             values = self.alphas if column == "merge" else self.slots[column]
             return f"merge {content_hash(self.grid.modules, values.tolist())[:4]}"
         return column
+
+    def parts(self, columns: Sequence[str]) -> list[Part]:
+        """All columns in as few batches as can be: every router needs a view of its own."""
+        routed = [i for i, name in enumerate(columns) if isinstance(self.others.get(name), Routing)]
+        plain = [i for i in range(len(columns)) if i not in routed]
+        found = [Part(tuple(plain), *self.plan([columns[i] for i in plain]))] if plain else []
+        for i in routed:
+            routing = self.others[columns[i]]
+            nothing = torch.zeros(1, len(routing.adapters), len(module_names(routing.adapters)))
+            found.append(Part((i,), routing.adapters, nothing, routing))
+        return found
 
     def plan(self, columns: Sequence[str]) -> tuple[tuple[LoraAdapter, ...], Tensor]:
         """The adapters to attach, and for each column its row of coefficients: (columns, adapters, modules)."""
@@ -143,8 +203,8 @@ class Session:
                 rows[row, self.grid.skills.index(name)] = 1
         return adapters, rows
 
-    def merged(self, column: str) -> LoraAdapter:
-        """A column as one ordinary adapter. Raises LabError for the base."""
+    def merged(self, column: str) -> LoraAdapter | Routing:
+        """A column as one ordinary adapter, or the router that it is. Raises LabError for the base."""
         if column in self.others:
             return self.others[column]
         if column in self.need().skills:
@@ -171,5 +231,10 @@ def recipe_of(session: Session, values: np.ndarray) -> dict:
         "skills": list(session.grid.skills),
         "modules": list(session.grid.modules),
         "coefficients": values.tolist(),
-        "inputs": [{"name": a.name, "base": a.base, "rank": a.rank, "digest": a.digest()} for a in session.adapters],
+        "inputs": inputs_of(session.adapters),
     }
+
+
+def inputs_of(adapters: Sequence[LoraAdapter]) -> list[dict]:
+    """What a recipe says of the adapters that went in."""
+    return [{"name": a.name, "base": a.base, "rank": a.rank, "digest": a.digest()} for a in adapters]

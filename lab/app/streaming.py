@@ -56,6 +56,7 @@ class Answer:
 class _Row:
     index: int
     ids: list[int] = field(default_factory=list)
+    done: bool = False
 
 
 @torch.no_grad()
@@ -91,7 +92,7 @@ def stream(
     answers = [Answer() for _ in encoded]
     live = [_Row(index) for index in range(len(encoded))]
     seconds = 0.0
-    while live and not stopped():
+    while not all(row.done for row in live) and not stopped():
         with engine.turns:
             began = time.perf_counter()
             lane.use(coefficients[[row.index for row in live]])
@@ -104,21 +105,21 @@ def stream(
                     row.ids.append(token)
                 ids = chosen[:, None].to(device)
                 mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-                if all(row.ids[-1] in ends or len(row.ids) >= decoding.max_new_tokens for row in live):
+                if all(row.done or row.ids[-1] in ends or len(row.ids) >= decoding.max_new_tokens for row in live):
                     break
             seconds += time.perf_counter() - began
-            staying = []
-            for place, row in enumerate(live):
-                answers[row.index], done = _read(tokenizer, row, ends, decoding, seconds)
-                if not done:
-                    staying.append(place)
-            if len(staying) < len(live) and staying:  # rows that have ended need no more computing
+            for row in live:
+                if not row.done:
+                    answers[row.index], row.done = _read(tokenizer, row, ends, decoding, seconds)
+            staying = [place for place, row in enumerate(live) if not row.done]
+            # Rows that have ended need no more computing; only a router may keep a cache of its own with all of them.
+            if lane.router is None and 0 < len(staying) < len(live):
                 keep = torch.tensor(staying, device=device)
                 cache.batch_select_indices(keep)
                 ids, mask = ids[keep], mask[keep]
-            live = [live[place] for place in staying]
+                live = [live[place] for place in staying]
         yield list(answers)
-    if live:
+    if not all(answer.done for answer in answers):
         yield [replace(answer, done=True) for answer in answers]
 
 

@@ -38,14 +38,14 @@ def build(page: Page) -> None:
         with gr.Group() as one:
             prompt = gr.Textbox(text, label="Prompt", lines=3, max_lines=12, elem_id="prompt")
             with gr.Row():
-                shape = gr.Dropdown(templates, value=template, label="Put to the model as", min_width=170)
+                shape = gr.Dropdown(templates, value=template, label="Put to the model as", min_width=200)
                 known = gr.Textbox(gold, label="Right answer, if known", min_width=130, elem_id="gold")
                 task_one = gr.Dropdown(list(TASKS), value="hard_math_code", label="Examples from", min_width=140)
         with gr.Row() as example_row:
             another = gr.Button("Another example", min_width=110, size="sm", elem_id="another")
         with gr.Group(visible=False) as many:
             with gr.Row():
-                task = gr.Dropdown(list(TASKS), value="hard_math_code", label="Task", min_width=150)
+                task = gr.Dropdown(list(TASKS), value="hard_math_code", label="Task", min_width=190)
                 count = gr.Number(20, label="Problems", precision=0, minimum=1, min_width=90)
                 first = gr.Number(0, label="From number", precision=0, minimum=0, min_width=90)
         with gr.Group(visible=False) as filed:
@@ -201,10 +201,19 @@ def build(page: Page) -> None:
 
 
 def _ratings(table) -> str:
+    """low and high are NaN where all votes are on one question."""
     return html.table(
-        ["Elo", "95 %", "votes", "won"],
+        ["Elo", "95 %", "wins", "ties", "losses"],
         [
-            (name, [f"{row.rating:.0f}", f"{row.low:.0f} to {row.high:.0f}", f"{row.votes:.0f}", f"{row.won:.0f}"])
+            (
+                name,
+                [
+                    f"{row.rating:.0f}",
+                    f"{row.low:.0f} to {row.high:.0f}" if row.low == row.low else "needs votes on two prompts",
+                    *(f"{row[column]:.0f}" for column in ("wins", "ties", "losses")),
+                ],
+            )
             for name, row in table.iterrows()
         ],
+        "Pairs of answers that votes have compared; intervals from resampling prompts",
     )

@@ -32,11 +32,25 @@ def build(page: Page) -> None:
             save = gr.Button("Save the recipe", elem_id="save-recipe", min_width=110)
         file = gr.File(label="Ready", visible=False, elem_id="exported")
         gr.Markdown("### The same again, without this page")
-        lines = gr.Code("", language="shell", label="Command", interactive=False, elem_id="commands", lines=1)
-        notebook = gr.Code(
-            "", language="shell", label="Notebook of the section, with every control", interactive=False, lines=1
+        lines = gr.Code(
+            "", language="shell", label="Command", interactive=False, elem_id="commands", lines=1, wrap_lines=True
         )
-        python = gr.Code("", language="python", label="Load the exported adapter with PEFT", interactive=False, lines=1)
+        notebook = gr.Code(
+            "",
+            language="shell",
+            label="Notebook of the section, with every control",
+            interactive=False,
+            lines=1,
+            wrap_lines=True,
+        )
+        python = gr.Code(
+            "",
+            language="python",
+            label="Load the export (an adapter with PEFT)",
+            interactive=False,
+            lines=1,
+            wrap_lines=True,
+        )
         gr.Markdown("### A recipe that was saved")
         recipe = gr.File(label="recipe.json", file_types=[".json"], height=110, elem_id="recipe-in")
 
@@ -48,7 +62,7 @@ def build(page: Page) -> None:
         return (
             takehome.commands(session, column, context.base_name),
             takehome.papermill_command(session, column, context.base_name),
-            takehome.snippet(column, context.base_name),
+            takehome.snippet(session, column, context.base_name),
         )
 
     previews = [lines, notebook, python]
@@ -64,7 +78,9 @@ def build(page: Page) -> None:
     @guarded
     def exported(session, column, dtype, form, pad):
         session = context.check(session)
-        path = takehome.as_zip(session, column or "merge", dtype=dtype, pad=pad, folded=form.startswith("whole"))
+        path = takehome.as_zip(
+            context.engine, session, column or "merge", dtype=dtype, pad=pad, folded=form.startswith("whole")
+        )
         return gr.update(value=str(path), visible=True)
 
     export.click(

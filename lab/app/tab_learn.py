@@ -8,7 +8,16 @@ from lab.app import charts, html
 from lab.app.context import AT_ONCE, MODEL, guarded
 from lab.app.controls import control, values_of
 from lab.app.jobs import Job
-from lab.app.learning import Material, layers_job, learn_job, learnable, own_material, skills_material, weigh
+from lab.app.learning import (
+    Material,
+    layers_job,
+    learn_job,
+    learnable,
+    own_material,
+    skills_material,
+    target_material,
+    weigh,
+)
 from lab.app.page import Page
 from lab.app.session import Session
 from lab.app.sources import read_pairs
@@ -26,7 +35,7 @@ def build(page: Page, blocks: gr.Blocks) -> None:
     names = [m.name for m in learnable()]
     with gr.Tab("Learn", id="learn"):
         with gr.Row():
-            data = gr.Radio(DATA, value=DATA[0], label="Data", min_width=220)
+            data = gr.Radio(DATA, value=DATA[0], label="Data", min_width=220, elem_id="learn-data")
             rows = gr.Number(100, label="Rows per skill", precision=0, minimum=4, min_width=90)
         files = gr.File(
             label='One file per skill: {"prompt": …, "completion": …} to a line',
@@ -50,6 +59,7 @@ def build(page: Page, blocks: gr.Blocks) -> None:
         def parameters(name):
             chosen = [p for p in schema(name) if p.name != "seed"]
             gr.Markdown(f"{METHODS[name].summary} `{METHODS[name].formula}` ([source]({METHODS[name].paper}))")
+            gr.Markdown(_note(METHODS[name]))
             with gr.Row():
                 made = [control(p, **(FIRST if name == FIRST["method"] else {})) for p in chosen]
             start = gr.Button("Learn", variant="primary", elem_id="start-learning")
@@ -59,7 +69,10 @@ def build(page: Page, blocks: gr.Blocks) -> None:
                 session = context.check(session)
                 if old and _job(old) is not None and not _job(old).over:
                     raise LabError("A run of yours is going on; stop it first.")
-                material = _material(session, data, rows, files, seed)
+                if METHODS[name].recipe.data == "target" and data == DATA[0]:
+                    material = target_material(context.engine, context.preset, METHODS[name].recipe.rows)
+                else:
+                    material = _material(session, data, rows, files, seed)
                 given = values_of(chosen, values)
                 if "seed" in {p.name for p in schema(name)}:
                     given["seed"] = int(seed or 0)
@@ -95,13 +108,13 @@ def build(page: Page, blocks: gr.Blocks) -> None:
             "### What the settings cost each skill\nLoss on held-out rows, never learned on, "
             "in nats per token; ΔNLL against the skill's own adapter."
         )
-        measure = gr.Button("Measure ΔNLL of the mixer's alphas, A, B and the learned ones", elem_id="measure")
+        measure = gr.Button("Measure ΔNLL of the mixer, A, B, other columns and the last run", elem_id="measure")
         costs = gr.HTML("", elem_id="costs", apply_default_css=False)
         gr.Markdown(
             "### Effective layers\nOne layer after the other is lowered; the map shows what that costs each skill."
         )
         with gr.Row():
-            factor = gr.Slider(0, 0.9, 0, step=0.1, label="Multiply the layer's alphas by", min_width=200)
+            factor = gr.Slider(0, 0.9, 0, step=0.1, label="Layer's alphas times", min_width=200)
             weigh_layers = gr.Button("Weigh the layers", elem_id="weigh-layers", min_width=120)
             stop_layers = gr.Button("Stop", min_width=70)
         layers = gr.HTML("", elem_id="layers", apply_default_css=False)
@@ -156,24 +169,25 @@ def build(page: Page, blocks: gr.Blocks) -> None:
         job = _job(id)
         if job is None or job.result is None:
             raise LabError("Nothing has been learned yet; start a run (or wait until it ends).")
-        if not job.result.grid.equals(session.need()):
-            raise LabError("That run was for other adapters; load those again.")
         session.job = id
         return session, job.result
 
     @guarded
     def used(session, id):
-        session, result = _learned(session, id)
-        if result.alphas is None:
+        session, outcome = _learned(session, id)
+        if not outcome.grid.equals(session.need()):
+            raise LabError("That run was for other adapters; load those again.")
+        if outcome.alphas is None:
             raise LabError("This method's result is no table of alphas; add it as a column instead.")
-        session.set(result.alphas)
+        session.set(outcome.alphas)
         gr.Info("The learned alphas are in the mixer; edit them by hand, or undo.")
         return page.views(session)
 
     @guarded
     def added(session, id, columns):
-        session, result = _learned(session, id)
-        label = session.add(f"learned {result.adapter.recipe.get('method', '')}".strip(), result.adapter)
+        session, outcome = _learned(session, id)
+        found = outcome.result(session.adapters)
+        label = session.add(f"learned {outcome.recipe['method']}", found)
         gr.Info(f"{label} is a column of Compare now.")
         return page.views(session, [*columns, label])
 
@@ -185,18 +199,15 @@ def build(page: Page, blocks: gr.Blocks) -> None:
         session = context.check(session)
         held = _material(session, data, rows, files, seed).held
         job = _job(id)
-        known = job.result if job is not None and job.result is not None else None
-        extra = {}
-        if known is not None and known.grid.equals(session.grid):
-            extra = {"learned": known.adapter}
         yield html.dim("measuring…")
-        columns = ["base", *session.grid.skills, "merge", *sorted(session.slots)]
+        columns = ["base", *session.grid.skills, "merge", *sorted(session.slots), *session.others]
         found = weigh(context.engine, session, columns, held)
-        if extra:
+        if job is not None and job.result is not None and job.result.grid.equals(session.grid):
             aside = Session()
             aside.take(session.adapters, context.engine.model, session.base)
-            aside.add("learned", known.adapter)
+            aside.add("learned", job.result.result(session.adapters))
             found |= weigh(context.engine, aside, ["learned"], held)
+            context.tidy()
         yield _losses(found, list(held))
 
     measure.click(
@@ -243,6 +254,28 @@ def build(page: Page, blocks: gr.Blocks) -> None:
     stop_layers.click(layers_stopped, layers_id, None, queue=False, **private)
 
 
+def _note(method) -> str:
+    """What is special about what a method learns from or gives."""
+    told = []
+    if method.kind == "router":
+        told.append(
+            "A router decides token by token: its result is a column of Compare and can be taken home with the skills, "
+            "but it is no table of alphas, so it cannot be put into the mixer."
+        )
+    if method.recipe.data == "target":
+        told.append(
+            f"It searches without gradients, on examples of the **target** itself, which no other method sees: "
+            f"{method.recipe.rows} worked problems of hard_math_code (fewer where fewer are known), or all rows of your "
+            f"files. Steps are its tries; learning rate and rows per step are not used."
+        )
+    if method.recipe.data == "prompts":
+        told.append("It learns from the rows' prompts only: their answers are taken away.")
+    if method.recipe.learning_rate is not None:
+        rate, rows = method.recipe.learning_rate, method.recipe.batch_size
+        told.append(f"Its source learns at a rate of {rate:g}, {rows} rows a step.")
+    return " ".join(told)
+
+
 def _losses(found: dict, labels: list[str]) -> str:
     """Table of losses; each label's own adapter is the reference of its ΔNLL, else the base."""
     rows = []
@@ -279,13 +312,13 @@ def _status(context, job: Job) -> str:
         parts.append(html.dim(f"loss on the run's own held-out rows: {job.result.held_out:.4f} nats per token"))
     if losses:
         key = (len(losses), len(view["drift"]))
-        if view.get("drawn", (None,))[0] != key:  # figures cost more than steps: draw each state once
+        if (view.get("drawn") or (None,))[0] != key:  # figures cost more than steps: draw each state once
             pictures = charts.figure(charts.loss_curve(losses))
             if view["drift"]:
                 step, values = view["drift"][-1]
                 pictures += charts.figure(charts.heatmap(values, view["grid"], f"Coefficients at step {step + 1}"))
             view["drawn"] = (key, pictures)
-        parts.append(f'<div class="answers">{view["drawn"][1]}</div>')
+        parts.append(f'<div class="charts">{view["drawn"][1]}</div>')
     return "".join(parts)
 
 

@@ -41,7 +41,9 @@ def build(page: Page) -> None:
                 min_width=220,
             )
             place = gr.Dropdown([NEW], value=NEW, label="In place of", min_width=120, elem_id="place")
-            trusted = gr.Checkbox(False, label="It is for this base, whatever name it gives", min_width=180)
+            trusted = gr.Checkbox(
+                False, label="It is for this base, whatever name it gives", min_width=180, elem_id="trusted"
+            )
             add = gr.Button("Load", variant="primary", elem_id="load-adapter", min_width=90)
         upload = gr.File(
             label="Or upload: a zip of the PEFT folder, or its two files",
@@ -81,6 +83,7 @@ def build(page: Page) -> None:
             )
         else:
             gr.Warning("These adapters do not fit together; the report says why. The ones before stay in use.")
+        context.tidy()
         return views(session, facts.ok)
 
     def put(session: Session, new: list, place: str, trusted: bool) -> list:
@@ -135,6 +138,8 @@ def build(page: Page) -> None:
         if context.access.roots is not None:
             raise LabError("This page is shared; only its owner chooses the base.")
         source = source.strip() or "embedded"
+        if context.jobs.busy:
+            raise LabError("A run is going on in Learn; stop it, or wait until it ends, before the base is exchanged.")
         context.engine.load(source)
         session.__dict__.update(context.session().__dict__)
         gr.Info(f"The base is {source} now.")

@@ -39,7 +39,7 @@ def build(page: Page) -> None:
     def drawn(session):
         found = made(session)
         note = "" if "drift" in found else '<p class="dim">The drift shows here after a run of Learn.</p>'
-        return f'<div class="answers">{"".join(charts.figure(chart) for chart in found.values())}</div>{note}'
+        return f'<div class="charts">{"".join(charts.figure(chart) for chart in found.values())}</div>{note}'
 
     def saver(kind: str):
         @guarded

@@ -9,8 +9,10 @@ from lab import results
 from lab.app import charts, html
 from lab.app.context import Context, guarded
 from lab.app.page import Page
+from lab.app.takehome import apply_recipe
 from lab.errors import LabError
 from lab.figures import method_bars
+from lab.merging import METHODS
 
 SHOWN = 25
 
@@ -120,21 +122,17 @@ def build(page: Page, tabs: gr.Tabs) -> None:
         grid = session.need()
         columns = ["base", *[s for s in grid.skills][:3], "merge"]
         if record.coefficients:
-            from lab.app.takehome import apply_recipe
-
             c = record.coefficients
             apply_recipe(session, {"skills": c["skills"], "modules": c["modules"], "coefficients": c["values"]})
             told = f"The mixer holds the coefficients of {method}, seed {seed}."
         elif method in grid.skills or method == "base":
             columns, told = list(dict.fromkeys(["base", method])), f"Compare asks {method}."
         else:
-            from lab.merging import METHODS, merge
-
-            if method not in METHODS or METHODS[method].recipe is not None or METHODS[method].kind == "router":
+            if method not in METHODS or METHODS[method].recipe is not None:
                 raise LabError(
                     f"{method} was trained and its weights are not among the records; Compare cannot open it."
                 )
-            label = session.add(method, merge(method, session.adapters))
+            label = session.add(method, session.make(method, {}))
             columns, told = [*columns, label], f"{method} is a column of Compare."
         note = (
             ""

@@ -6,7 +6,7 @@ from lab.app.alphas import CURVES
 from lab.app.context import AT_ONCE, MODEL, guarded
 from lab.app.controls import control, read_rank, read_weights, values_of
 from lab.app.page import Page
-from lab.merging import METHODS, merge, schema
+from lab.merging import METHODS, schema
 
 PRESETS = {
     "everything at 1 (task arithmetic)": lambda first, others: [f"{s}: 1" for s in (first, *others)],
@@ -63,15 +63,18 @@ def build(page: Page) -> None:
                             [*CURVES, "random", "complement"], value="ramp", label="Curve over depth", min_width=120
                         )
                     with gr.Row():
-                        low = gr.Number(0.2, label="Low (flat: value)", min_width=80)
+                        low = gr.Number(0.2, label="Low (or flat)", min_width=80)
                         high = gr.Number(1.0, label="High", min_width=80)
                         seed = gr.Number(0, label="Seed", precision=0, min_width=70)
                     draw = gr.Button("Apply the curve", elem_id="apply-curve")
                 with gr.Group():
                     preset = gr.Dropdown(list(PRESETS), value="everything at 1 (task arithmetic)", label="Preset")
                     use = gr.Button("Apply the preset", elem_id="apply-preset")
-        gr.Markdown("### Other methods\nA method's merge becomes a column of Compare, and can be taken home.")
-        static = sorted(name for name, m in METHODS.items() if m.recipe is None and m.kind != "router")
+        gr.Markdown(
+            "### Other methods\nA method's merge (or router) becomes a column of Compare, and can be taken home. "
+            "Methods that learn are in the tab Learn."
+        )
+        static = sorted(name for name, m in METHODS.items() if m.recipe is None)
         with gr.Row():
             method = gr.Dropdown(static, value="ties", label="Method", min_width=160, elem_id="method")
             weights = gr.Textbox(
@@ -82,8 +85,6 @@ def build(page: Page) -> None:
                 interactive=True,  # only a rendered event reads it
             )
             rank = gr.Textbox("", label="Cut to rank (empty: no)", placeholder="none", min_width=110, interactive=True)
-
-        remove = gr.Button("Remove the columns of other methods", min_width=120, size="sm")
 
         @gr.render(inputs=method)
         def parameters(name):
@@ -97,14 +98,14 @@ def build(page: Page) -> None:
             def added(session, columns, weights, rank, *values):
                 session = context.check(session)
                 given = values_of(chosen, values)
-                cut = read_rank(rank)
-                merged = merge(name, session.adapters, read_weights(weights, len(session.adapters)), rank=cut, **given)
                 told = ", ".join(
                     f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
                     for key, value in given.items()
                     if value != next(p for p in chosen if p.name == key).default
                 )
-                label = session.add(f"{name} ({told})" if told else name, merged)
+                k = len(session.adapters)
+                found = session.make(name, given, read_weights(weights, k), read_rank(rank))
+                label = session.add(f"{name} ({told})" if told else name, found)
                 gr.Info(f"{label} is a column of Compare now.")
                 return page.views(session, [*columns, label])
 
@@ -116,6 +117,8 @@ def build(page: Page) -> None:
                 concurrency_limit=AT_ONCE,
                 api_visibility="private",
             )
+
+        remove = gr.Button("Remove the columns of other methods", min_width=120, size="sm", elem_id="remove-columns")
 
     @guarded
     def applied(session, text):
@@ -156,6 +159,7 @@ def build(page: Page) -> None:
     def removed(session, columns):
         session = context.check(session)
         session.others = {}
+        context.tidy()
         return page.views(session, [c for c in columns if c in session.columns])
 
     apply.click(applied, [page.session, page.text], page.shared, **private)

@@ -9,23 +9,37 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.adapter import engine_rank
+from lab.adapter import engine_rank, load, save
+from lab.app.engine import Engine, shared_copy
 from lab.app.scratch import fresh_folder
-from lab.app.session import Session
+from lab.app.session import Routing, Session
 from lab.app.sources import clean_name
+from lab.base import EMBEDDED
 from lab.errors import LabError
 from lab.export import export, fold_into
+from lab.merging import METHODS
+from lab.merging.routing import save_router
 from lab.report import report
+from lab.stacked import attach
 
 
-def as_zip(session: Session, column: str, *, dtype: str = "float32", pad: bool = False, folded: bool = False) -> Path:
-    """A column as a zip of a PEFT folder, or (folded) of the base with it folded in. Raises LabError."""
+def as_zip(
+    engine: Engine, session: Session, column: str, *, dtype: str = "float32", pad: bool = False, folded: bool = False
+) -> Path:
+    """A column as a zip of a PEFT folder, or (folded) of the base with it folded in. Raises LabError.
+
+    A router's zip holds the router and the skills that it routes between.
+    """
     adapter = session.merged(column)
+    if isinstance(adapter, Routing) and (folded or pad):
+        raise LabError(f"{column} decides token by token, so it has no rank to pad and cannot be folded into the base.")
     name = clean_name(f"{column}-{'model' if folded else 'adapter'}")
     parent = fresh_folder()
     facts = report(session.adapters)
     try:
-        if folded:
+        if isinstance(adapter, Routing):
+            _save_routing(engine, adapter, parent / name, dtype)
+        elif folded:
             fold_into(session.base, adapter, parent / name, report=facts, dtype=dtype)
         else:
             export(
@@ -49,6 +63,16 @@ def as_zip(session: Session, column: str, *, dtype: str = "float32", pad: bool =
         raise LabError(f"The export could not be written: {error.strerror}; free some space.") from error
 
 
+def _save_routing(engine: Engine, routing: Routing, folder: Path, dtype: str) -> None:
+    """folder/router and folder/skills/NAME."""
+    skills = []
+    for skill in routing.adapters:
+        save(folder / "skills" / skill.name, skill, dtype=dtype)
+        skills.append(load(folder / "skills" / skill.name))
+    with attach(shared_copy(engine.model), skills) as stack:  # a router knows its skills by the weights just written
+        save_router(folder / "router", routing.put_on(stack))
+
+
 def recipe_text(session: Session, column: str) -> str:
     """The recipe of a column, JSON."""
     recipe = dict(session.merged(column).recipe)
@@ -70,8 +94,6 @@ def read_recipe(text: str) -> dict:
 
 def apply_recipe(session: Session, recipe: Mapping) -> str:
     """Set the recipe's alphas, or add its method as a column; gives what was done. Raises LabError."""
-    from lab.merging import merge
-
     grid = session.need()
     inputs = {i.get("name"): i.get("digest") for i in recipe.get("inputs", ()) if isinstance(i, Mapping)}
     ours = {a.name: a.digest() for a in session.adapters}
@@ -96,12 +118,14 @@ def apply_recipe(session: Session, recipe: Mapping) -> str:
         return f"The recipe's coefficients are set.{note}"
     weights = recipe.get("weights")
     label = str(recipe["method"])
+    if "learning" in recipe:
+        raise LabError(f"{label} was learned, and the recipe holds no weights; learn it again, or take the zip home.")
     try:
         given = [float(weights[a.name]) for a in session.adapters] if isinstance(weights, Mapping) else None
         parameters = dict(recipe.get("parameters", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise LabError("The recipe's weights or parameters are not readable.") from error
-    name = session.add(label, merge(label, session.adapters, given, **parameters))
+    name = session.add(label, session.make(label, parameters, given))
     return f"{name} is a column of Compare now.{note}"
 
 
@@ -115,33 +139,12 @@ def commands(session: Session, column: str, base: str) -> str:
         return f"python -m lab inspect {shlex.join([*given, *on])}"
     if "learning" in recipe:
         facts = recipe["learning"]
-        parameters = _options(recipe.get("parameters", {}))
-        rows = (
-            ["--data", facts["data"], "--rows", str(facts["rows_each"])]
-            if facts["data"] == "world"
-            else ["--data", facts["data"]]
-        )
-        told = [
-            "--rates",
-            f"{facts['learning_rate']:g}",
-            "--steps",
-            str(facts["steps"]),
-            "--batch-size",
-            str(facts["batch_size"]),
-        ]
-        line = [
-            "learn",
-            *given,
-            *on,
-            "--method",
-            str(method),
-            *parameters,
-            *rows,
-            *told,
-            "--seed",
-            str(facts["seed"]),
-            *out,
-        ]
+        line = ["learn", *given, *on, "--method", str(method), *_options(recipe.get("parameters", {}), "seed")]
+        line += ["--data", *facts["data"].split()]
+        line += ["--rows", str(facts["rows_each"])] if facts["data"] == "world" else []
+        if "learning_rate" in facts:
+            line += ["--rates", f"{facts['learning_rate']:g}", "--batch-size", str(facts["batch_size"])]
+        line += ["--steps", str(facts["steps"]), "--seed", str(facts["seed"]), *out]
     elif method == "concatenation with set alphas":
         values = np.array(recipe["coefficients"])
         rows = [row[there] for row, there in zip(values, session.grid.present, strict=True)]
@@ -150,6 +153,8 @@ def commands(session: Session, column: str, base: str) -> str:
         else:
             again = shlex.join(["recipe.json", *given, *out])
             return f"# save the recipe as recipe.json, then\npython -m lab.app.repeat {again}"
+    elif method in METHODS and METHODS[method].kind == "router":
+        line = ["learn", *given, *on, "--method", str(method), *_options(recipe["parameters"]), *out]
     else:
         weights = recipe.get("weights")
         told = (
@@ -176,28 +181,39 @@ def papermill_command(session: Session, column: str, base: str) -> str:
     return f"papermill notebooks/s5_1_math_code.ipynb out.ipynb{on} -y {told}"
 
 
-def _options(parameters: Mapping) -> list[str]:
+def _options(parameters: Mapping, *without: str) -> list[str]:
     words = []
     for name, value in parameters.items():
-        if value is not None:
+        if value is not None and name not in without:
             words += [f"--{name.replace('_', '-')}", str(value)]
     return words
 
 
-def snippet(column: str, base: str) -> str:
-    """Python that loads the exported adapter with PEFT."""
+def snippet(session: Session, column: str, base: str) -> str:
+    """Python that loads the export: an adapter with PEFT, a router by this project."""
     name = clean_name(f"{column}-adapter")
-    if base == "embedded":
-        load = 'from lab.base import load_base\n\nmodel, tokenizer = load_base("embedded")'
+    if base in EMBEDDED:
+        load = f'from lab.base import load_base\n\nmodel, tokenizer = load_base("{base}")'
     else:
         load = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f"model = AutoModelForCausalLM.from_pretrained({base!r})\n"
             f"tokenizer = AutoTokenizer.from_pretrained({base!r})"
         )
-    return (
-        f"from peft import PeftModel\n{load}\n"
-        f'model = PeftModel.from_pretrained(model, "{name}")  # the unpacked zip\n'
+    ask = (
         'prompt = tokenizer("Question: …\\nProgram:\\n", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))\n"
+    )
+    found = session.others.get(column)
+    if isinstance(found, Routing):
+        names = ", ".join(repr(a.name) for a in found.adapters)
+        return (
+            "from lab.adapter import load\nfrom lab.merging.routing import load_router\nfrom lab.stacked import attach\n"
+            f"{load}\n"
+            f'skills = [load(f"{name}/skills/{{skill}}") for skill in ({names})]  # the unpacked zip\n'
+            f'load_router("{name}/router", attach(model, skills))\n{ask}'
+        )
+    return (
+        f"from peft import PeftModel\n{load}\n"
+        f'model = PeftModel.from_pretrained(model, "{name}")  # the unpacked zip\n{ask}'
     )

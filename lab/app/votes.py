@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from lab.errors import LabError
+from lab.evaluation import ratings
 
-SCALE = 400 / np.log(10)  # Elo points per unit of log-odds
-RIDGE = 0.1  # keeps the rating of a contender that always wins finite
-RESAMPLES = 200
+RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -64,56 +62,17 @@ class Ballot:
         return found
 
 
-def elo(votes: Sequence[Vote], seed: int = 0) -> pd.DataFrame:
-    """Ratings (Bradley-Terry, mean 1000), 95 % intervals from resampling prompts: rating, low, high, votes, won.
+def elo(votes: Sequence[Vote]) -> pd.DataFrame:
+    """Bradley-Terry ratings on the Elo scale, mean 1000, by player, best first: see lab.evaluation.ratings.
 
-    The winner of a vote beats each of the others; without one all pairs are drawn. Best first.
+    The winner of a vote beats each of the others; without one all pairs are drawn.
     """
-    columns = ["rating", "low", "high", "votes", "won"]
-    players = sorted({player for vote in votes for player in vote.players})
-    if not players:
-        return pd.DataFrame(columns=columns)
-    place = {player: i for i, player in enumerate(players)}
-    prompts = sorted({vote.prompt for vote in votes})
-    wins = np.zeros((len(prompts), len(players), len(players)))  # of row over column, by prompt
+    pairs = []
     for vote in votes:
-        at, names = prompts.index(vote.prompt), list(dict.fromkeys(vote.players))
+        names = list(dict.fromkeys(vote.players))
         for i, a in enumerate(names):
             for b in names[i + 1 :]:
-                if vote.winner == "":
-                    wins[at, place[a], place[b]] += 0.5
-                    wins[at, place[b], place[a]] += 0.5
-                elif vote.winner in (a, b):
-                    loser = b if vote.winner == a else a
-                    wins[at, place[vote.winner], place[loser]] += 1
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(len(prompts), size=(RESAMPLES, len(prompts)))
-    ratings = _ratings(wins.sum(0))
-    spread = np.array([_ratings(wins[draw].sum(0)) for draw in draws])
-    low, high = np.percentile(spread, [2.5, 97.5], axis=0)
-    table = pd.DataFrame(
-        {
-            "rating": ratings,
-            "low": np.minimum(low, ratings),
-            "high": np.maximum(high, ratings),
-            "votes": [sum(p in v.players for v in votes) for p in players],
-            "won": [sum(v.winner == p for v in votes) for p in players],
-        },
-        index=players,
-    )
-    return table.sort_values("rating", ascending=False)
-
-
-def _ratings(wins: np.ndarray) -> np.ndarray:
-    """Maximum of the Bradley-Terry likelihood with a ridge, by Newton's method; in Elo points around 1000."""
-    strength, games = np.zeros(len(wins)), wins + wins.T
-    for _ in range(30):
-        chance = 1 / (1 + np.exp(strength[None] - strength[:, None]))  # row beats column
-        gradient = (wins - games * chance).sum(1) - RIDGE * strength
-        curvature = games * chance * (1 - chance)
-        hessian = np.diag(curvature.sum(1) + RIDGE) - curvature
-        step = np.linalg.solve(hessian, gradient)
-        strength = strength + np.clip(step, -2, 2)
-        if np.abs(step).max() < 1e-8:
-            break
-    return 1000 + SCALE * (strength - strength.mean())
+                if vote.winner in ("", a, b):
+                    outcome = {a: "first", b: "second"}.get(vote.winner, "tie")
+                    pairs.append(ratings.Vote(vote.prompt, a, b, outcome))
+    return ratings.bradley_terry(pairs, start=1000, bootstraps=RESAMPLES)

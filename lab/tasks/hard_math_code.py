@@ -11,7 +11,7 @@ from lab.tasks.rows import HubSet, hub_rows, read_rows, take
 from lab.world.chains import program_lines
 from lab.world.stories import make_stories
 
-GSM_HARD = HubSet("reasoning-machines/gsm-hard", "main", "train")
+GSM_HARD = HubSet("reasoning-machines/gsm-hard", "960448f73503112d4226baeb8eb41d3fb5ae2506", "train")
 FILE = "gsmhardv2_first660.jsonl"
 
 

@@ -17,8 +17,8 @@ class HubSet:
     config: str | None = None
 
 
-def read_rows(path: Path, fields: tuple[str, ...]) -> list[dict]:
-    """Rows of a .json (a list) or .jsonl file, each checked to hold `fields`. Raises LabError naming file, line and field."""
+def read_text(path: Path) -> str:
+    """The text of a file. Raises LabError when it is not there, is no UTF-8, or is empty."""
     if not path.is_file():
         raise LabError(f"The data file {path} does not exist; name a folder that holds it.")
     try:
@@ -27,17 +27,28 @@ def read_rows(path: Path, fields: tuple[str, ...]) -> list[dict]:
         raise LabError(f"The data file {path} cannot be read as UTF-8 text: {error}.") from error
     if not text.strip():
         raise LabError(f"The data file {path} is empty.")
-    rows = []
+    return text
+
+
+def read_json(path: Path) -> object:
+    """What a .json file holds. Raises LabError as read_text does, and for what is no JSON."""
     try:
-        if path.suffix == ".jsonl":
-            for number, line in enumerate(text.split("\n"), 1):  # splitlines would also split inside strings
-                if line.strip():
-                    rows.append(json.loads(line))
-        else:
-            number = 1
-            rows = json.loads(text)
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise LabError(f"{path}, line {number if path.suffix == '.jsonl' else error.lineno}: not valid JSON ({error.msg}).") from error
+        raise LabError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from error
+
+
+def read_rows(path: Path, fields: tuple[str, ...]) -> list[dict]:
+    """Rows of a .json (a list) or .jsonl file, each checked to hold `fields`. Raises LabError naming file, line and field."""
+    if path.suffix == ".jsonl":
+        rows = []
+        for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines would also split inside strings
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                raise LabError(f"{path}, line {number}: not valid JSON ({error.msg}).") from error
+    else:
+        rows = read_json(path)
     if not isinstance(rows, list) or not rows:
         raise LabError(f"{path} holds no list of rows.")
     for number, row in enumerate(rows, 1):

@@ -71,9 +71,9 @@ def table(records: Sequence[RunRecord], section: Section) -> pd.DataFrame:
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
     """As people read it, best first: score with its interval, difference, and costs. Strings throughout."""
-    shown = results.format_table(table[[c for c in table if c not in ("rank", "make", "memory")]])
+    shown = results.format_table(table[[name for name in table if name not in ("rank", "make", "memory")]])
+    shown = shown[[name for name in shown if name.startswith(("right", "difference", "p (", "n ×", "unscored"))]]
     shown["rank"] = ["" if pd.isna(value) else f"{value:.0f}" for value in table["rank"]]
     shown["seconds to make"] = [f"{value:.1f}" for value in table["make"]]
     shown["memory, MB"] = [f"{value:.2f}" for value in table["memory"]]
-    order = table["score"].astype(float).to_numpy().argsort(kind="stable")[::-1]
-    return shown.drop(columns="seconds").iloc[order]
+    return shown.iloc[table["score"].astype(float).to_numpy().argsort(kind="stable")[::-1]]

@@ -514,9 +514,11 @@ def pareto(tables: Mapping[str, pd.DataFrame], cost: str, label: str, title: str
             panel.plot(paid[here], score[here], "o", color=COLOURS[role], markersize=4.5, alpha=0.8, markeredgewidth=0)
         best = _front(paid, score)
         panel.plot(paid[best], score[best], color=INK, linewidth=1, linestyle=":", drawstyle="steps-post", zorder=0)
-        middle = (np.nanmin(paid) + np.nanmax(paid)) / 2
+        if np.nanmax(paid) > 20:  # merges of no seconds beside those of many
+            panel.set_xscale("symlog")
+        along = panel.xaxis.get_transform().transform(paid)
         for i in best:
-            left = paid[i] > middle
+            left = along[i] > (along.min() + along.max()) / 2
             panel.annotate(table["label"].iloc[i], (paid[i], score[i]), (-5 if left else 5, 3), textcoords="offset points",
                            ha="right" if left else "left", color=INK, fontsize=7.5)  # fmt: skip
         panel.set_title(name, color=INK, fontsize=9.5)

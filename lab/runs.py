@@ -185,25 +185,26 @@ CONTROLS = ["data_mix", "cat_static", "cat_random", "cat", "new_lora", "random_l
 FEW = {"problems": 100}
 SEEDS = {"seeds": [0, 1, 2]}
 FIFTHS = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+WHOLE = SEEDS | {"problems": 500}
 NOTEBOOKS = {
     "s0_base_model": Listed(minutes=(1, 1)),
-    "s4_skills": Listed(FEW, SEEDS, after=SECTIONS),
+    "s4_skills": Listed(FEW, WHOLE, after=SECTIONS),
     "s5_1_math_code": Listed(
         quick=FEW | {"methods": ["base", "few_shot", "maths", "code", *CONTROLS, "task_arithmetic", "ties", "cat_free"]},
-        full=SEEDS | {"problems": 500},
+        full=WHOLE,
         minutes=(10, 120),
     ),
     "s5_2_qabot": Listed(
-        quick=FEW | {"methods": ["base", "manual", "instruction", *CONTROLS, "ties", "cat_free", "retrieval_bm25"]},
-        full=SEEDS,
+        quick=FEW | {"methods": ["base", "manual", "instruction", *CONTROLS, "task_arithmetic", "ties", "cat_free", "rank_cat", "retrieval_bm25"]},
+        full=WHOLE,
         minutes=(10, 120),
     ),
     "s5_3_reading": Listed(
         quick=FEW | {
-            "methods": ["base", "terms", "terms_few_shot", "extraction", *CONTROLS, "ties", "cat_free"],
+            "methods": ["base", "terms", "terms_few_shot", "extraction", *CONTROLS, "task_arithmetic", "ties", "cat_free", "rank_cat"],
             "judged": ["base", "terms_few_shot", "extraction", "ties", "data_mix", "cat_static", "cat"],
         },
-        full=SEEDS,
+        full=WHOLE,
         minutes=(10, 120),
     ),
     "s5_4_prompt_formats": Listed(FEW | {"methods": [*CONTROLS, "ties"]}, SEEDS, minutes=(15, 180)),
@@ -213,7 +214,7 @@ NOTEBOOKS = {
             "sweep_problems": 20, "densities": [0.2, 1.0], "shares": [0.0125],
         },
         full=SEEDS | {
-            "compared": {"s5_1_math_code": 500, "s5_2_qabot": 200}, "densities": FIFTHS,
+            "compared": {"s5_1_math_code": 500, "s5_2_qabot": 500}, "densities": FIFTHS,
             "weights": [1 + fifth for fifth in FIFTHS], "granularities": ["model", "layer", "module"],
             "rates": [0.0001, 0.01, 0.1], "shares": [0.0125, 0.05], "confirm": True,
         },

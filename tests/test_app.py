@@ -463,7 +463,7 @@ def test_one_failed_job_does_not_stop_the_line():
     assert "secret" not in first.message
 
 
-def learned(engine, session, method, parameters, steps=3, rows=None):
+def learned(engine, session, method, parameters, steps=2, rows=None):
     work = learn_job(
         engine, session.adapters, rows or material(engine), method=method, parameters=parameters, steps=steps,
         learning_rate=0.01, batch_size=4, seed=0,
@@ -475,16 +475,16 @@ def learned(engine, session, method, parameters, steps=3, rows=None):
 
 def test_routers_answer_beside_the_others_and_can_be_taken_home(engine, session, prompts, tmp_path):
     """Each router decides for its own column only; what is taken home gives the same logits."""
-    for name in ("moe", "lora_flow", "xlora"):
+    for name in ("moe", "lora_flow", "xlora"):  # plain, with a hook, with a cache of its own
         found = learned(engine, session, name, {}).result(session.adapters)
         assert session.add(f"learned {name}", found) == f"learned {name}"
     session.add("arrow", session.make("arrow", {"temperature": 0.5}))
     columns = ["arrow", "base", "learned moe", "learned xlora", "merge", "learned lora_flow"]
     questions = [Question(p) for p in prompts[:2]]
-    state = last(compare(engine, session, questions, columns, Decoding(16), run=False))
+    state = last(compare(engine, session, questions, columns, Decoding(8), run=False))
     answers = {c: [row[i].text for row in state.answers] for i, c in enumerate(columns)}
     assert all(answer.done for row in state.answers for answer in row)
-    options = {"max_new_tokens": 16, "stop": ("\nQuestion:",)}
+    options = {"max_new_tokens": 8, "stop": ("\nQuestion:",)}
     assert answers["base"] == generate(engine.model, engine.tokenizer, prompts[:2], **options)
     ids = torch.arange(3, 40)[None]
     for column, routing in session.others.items():
@@ -504,7 +504,7 @@ def test_routers_answer_beside_the_others_and_can_be_taken_home(engine, session,
         compile(takehome.snippet(session, column, "embedded"), "snippet", "exec")
         with pytest.raises(LabError, match="token by token"):
             takehome.as_zip(engine, session, column, folded=True)
-    assert set(weigh(engine, session, columns, material(engine).held)) == set(columns)
+    assert set(weigh(engine, session, columns[:2], material(engine).held)) == set(columns[:2])
     with pytest.raises(LabError, match="leave weights"):
         session.make("arrow", {}, [1, 1])
 
@@ -598,5 +598,5 @@ def test_memory_stays_flat_over_many_answers_and_settings(engine):
 
     some(4)
     before = kept()
-    some(24)
+    some(12)
     assert kept() <= before + 100_000

@@ -487,10 +487,11 @@ def lines(panels: Mapping[str, Mapping[str, pd.DataFrame]], x: str, y: str, titl
         panel.set_title(name, color=INK, fontsize=9)
         panel.set_xticks(sorted({int(k) for table in own.values() for k in table.index}))
         panel.margins(x=0.12)
-        panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
         panel.set_xlabel(x, fontsize=9)
         panel.tick_params(labelsize=8.5)
         _grid(panel, "both")
+    for panel in axes:  # a limit ends autoscaling, which panels may share
+        panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
     if y:
         chart.supylabel(y, color=INK, fontsize=10)
     handles = [Line2D([], [], color=colour, marker="o", markersize=3, label=label) for label, colour in colours.items()]
@@ -516,6 +517,7 @@ def pareto(tables: Mapping[str, pd.DataFrame], cost: str, label: str, title: str
         panel.plot(paid[best], score[best], color=INK, linewidth=1, linestyle=":", drawstyle="steps-post", zorder=0)
         if np.nanmax(paid) > 20:  # merges of no seconds beside those of many
             panel.set_xscale("symlog")
+            panel.xaxis.set_major_formatter("{x:g}")
         along = panel.xaxis.get_transform().transform(paid)
         for i in best:
             left = along[i] > (along.min() + along.max()) / 2

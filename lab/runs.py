@@ -222,10 +222,18 @@ NOTEBOOKS = {
         minutes=(8, 120),
     ),
     "x1_controls": Listed(
-        FEW | {"learned": ["cat"]}, SEEDS | {"problems_of": {"s5_1_math_code": 500}}, after=SECTIONS, minutes=(1, 60)
+        FEW | {"learned": ["cat"]}, SEEDS | {"problems_of": dict.fromkeys(SECTIONS[:3], 500)}, after=SECTIONS, minutes=(1, 60)
     ),
-    "x2_more_skills": Listed(FEW, SEEDS | {"problems": 200, "settings": {}}, minutes=(15, 120)),
-    "x3_methods": Listed(after=SECTIONS, minutes=(15, 120)),
+    "x2_more_skills": Listed(
+        FEW,
+        SEEDS | {
+            "problems": 200, "settings": {},
+            "methods": ["cat_static", "task_arithmetic", "ties", "cat", "cat_free", "rank_cat", "moe", *CONTROLS[4:]],
+        },
+        after=("s5_2_qabot", "s5_3_reading"),
+        minutes=(15, 120),
+    ),
+    "x3_methods": Listed(full={"sections": [], "problems": 200}, after=SECTIONS, minutes=(15, 120)),
 }  # fmt: skip
 
 

@@ -116,6 +116,9 @@ def test_growth_compares_the_largest_set_with_the_smallest(tmp_path):
     )
     chart = figures.lines(growth.score_panels(table, ["cat"]), "skills", "right, %", "Growth")
     assert chart.axes[0].lines[0].get_ydata().tolist() == [100, 40] and "Learned CAT: 100 at 2, 40 at 5" in chart.alt
+    high = {"low": pd.DataFrame({"value": [1.0]}, index=[2]), "high": pd.DataFrame({"value": [9.0]}, index=[2])}
+    shared = figures.lines({name: {name: line} for name, line in high.items()}, "skills", "right, %", "Growth").axes
+    assert all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 9 for axes in shared)
     assert list(growth.coefficient_panels(given)["Learned CAT"])[-1] == "equal shares"
 
 

@@ -214,7 +214,9 @@ def test_interrupted_leaves_no_kernel(tmp_path):
     endless = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(600)"
     write(tmp_path / "notebooks" / "a.ipynb", endless)
     command = [sys.executable, "-m", "lab", "results", *folders(tmp_path)]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # A shell's background job ignores the interrupt, and what it starts inherits that.
+    attending = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **attending)
     pid = tmp_path / "pid"
     wait_for(lambda: pid.exists() and pid.read_text())
     process.send_signal(signal.SIGINT)

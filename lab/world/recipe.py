@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lab.errors import LabError
 from lab.files import atomic_folder, content_hash
 from lab.training import IGNORED, Batch, TrainConfig, fit, write_losses
 from lab.world.text import documents
@@ -179,12 +180,21 @@ pipeline_tag: text-generation
 
 A Llama of {facts["parameters"] / 1e6:.1f} million parameters ({recipe["layers"]} layers, hidden size {recipe["hidden"]}, fp32), trained from nothing by
 `python -m lab.world.recipe --world {world.name}` on generated text: {facts["tokens"] / 1e6:.1f} million tokens in {facts["steps"]} steps,
-{facts["seconds"] / 60:.0f} minutes on {facts["threads"]} CPU threads; final loss {facts["loss"]:.3f} nats per token (`losses.json`, `recipe.json`).
+{facts["seconds"] / 60:.0f} minutes on {facts["threads"]} CPU {"thread" if facts["threads"] == 1 else "threads"}; final loss {facts["loss"]:.3f} nats per token (`losses.json`, `recipe.json`).
 
 {world.about}
 
 It knows nothing of the real world and is of no use outside this lab.
 """
+
+
+def get_world(name: str) -> World:
+    """By the name of its base, as in lab.base.EMBEDDED. Raises LabError for another."""
+    if name == FIRST.name:
+        return FIRST
+    if name not in OTHERS:
+        raise LabError(f"There is no embedded world {name!r}; choose {', '.join([FIRST.name, *OTHERS])}.")
+    return importlib.import_module(OTHERS[name]).WORLD
 
 
 def main() -> None:
@@ -195,7 +205,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path("artifacts/base.ckpt"), help="where an interrupted run resumes from")
     parser.add_argument("--seconds", type=float, help="stop after so many seconds (for trials)")
     args = parser.parse_args()
-    world = FIRST if args.world == FIRST.name else importlib.import_module(OTHERS[args.world]).WORLD
+    world = get_world(args.world)
     recipe = world.recipe if args.steps is None else replace(world.recipe, steps=args.steps)
     make_base(args.out or world.folder, recipe, args.checkpoint, args.seconds, world)
 

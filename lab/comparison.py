@@ -43,7 +43,8 @@ class Section:
     """One section of the paper: skills, and a target that needs them.
 
     presets: what it changes in a preset, by the preset's name. contenders: its own, by name; they go before the usual ones.
-    homes: skills (by name) that are another section's, trained once for all that use them.
+    homes: skills (by name) that are another section's, trained once for all that use them. passed_on: False for rows whose text
+    may not be shipped: records then leave out the prompts.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Section:
     presets: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
     contenders: Mapping[str, "Callable[[Bench], Entry]"] = dataclasses.field(default_factory=dict)
     homes: Mapping[str, "Section"] = dataclasses.field(default_factory=dict)
+    passed_on: bool = True
 
     def preset(self, name: str, base: str = "", data: str = "", settings: Mapping[str, object] | None = None) -> Preset:
         """A preset as this section has it, with a notebook's parameters (see lab.presets.configure)."""
@@ -457,6 +459,8 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
         **({"effective_support": effective_support(bench, adapter, examples, answers)} if isinstance(adapter, Routed) else {}),
     }  # fmt: skip
     rows = results.completion_rows(examples, answers, verdicts)
+    if not section.passed_on:
+        rows = [{**row, "prompt": ""} for row in rows]
     record = results.make_record(
         rows, section=section.name, preset=preset.name, method=name, seed=bench.seed, task=target.name, task_version=target.version,
         own=own, parameters=parameters, hashes=hashes, coefficients=coefficients, loss=facts.get("loss"),

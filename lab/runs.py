@@ -188,7 +188,7 @@ FIFTHS = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 WHOLE = SEEDS | {"problems": 500}
 NOTEBOOKS = {
     "s0_base_model": Listed(minutes=(1, 1)),
-    "s4_skills": Listed(FEW, WHOLE, after=SECTIONS),
+    "s4_skills": Listed(FEW, SEEDS | {"problems_of": dict.fromkeys(SECTIONS[:3], 500)}, after=SECTIONS),
     "s5_1_math_code": Listed(
         quick=FEW | {"methods": ["base", "few_shot", "maths", "code", *CONTROLS, "task_arithmetic", "ties", "cat_free"]},
         full=WHOLE,

@@ -66,6 +66,11 @@ FORMATS_2_4 = Section(
 TWO_PROMPTS = Section("s5_4_prompt_formats_two_prompts", (choice.PROMPT_1, choice.PROMPT_2), choice.TARGET, presets=LETTERS)
 
 
+def on_real_rows(section: Section) -> Section:
+    """One of Section 5.4's pairs, with a name of its own for records on the real rows, whose text the project may not ship."""
+    return dataclasses.replace(section, name=section.name.replace("formats", "formats_real"), passed_on=False)
+
+
 SECTIONS = {section.name: section for section in list(globals().values()) if isinstance(section, Section)}  # all of the above
 
 

@@ -182,7 +182,8 @@ EVERY = 60  # seconds between two lines that tell how far it is
 SECTIONS = ("s5_1_math_code", "s5_2_qabot", "s5_3_reading", "s5_4_prompt_formats")
 # What no table may lack, beside the base and the skills.
 CONTROLS = ["data_mix", "cat_static", "cat_random", "cat", "new_lora", "random_loras", "rescale_one"]
-FEW = {"problems": 100}
+BRIEF = {"settings": {"own_test": 20}}
+FEW = BRIEF | {"problems": 100}
 SEEDS = {"seeds": [0, 1, 2]}
 FIFTHS = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 WHOLE = SEEDS | {"problems": 500}
@@ -209,7 +210,7 @@ NOTEBOOKS = {
     ),
     "s5_4_prompt_formats": Listed(FEW | {"methods": [*CONTROLS, "ties"]}, SEEDS, minutes=(15, 180)),
     "s5_5_ablations": Listed(
-        quick={
+        quick=BRIEF | {
             "compared": {"s5_1_math_code": 100, "s5_2_qabot": 100}, "methods": ["base", "cat_static", "cat", "cat_free"],
             "sweep_problems": 20, "densities": [0.2, 1.0], "shares": [0.0125],
         },
@@ -227,13 +228,19 @@ NOTEBOOKS = {
     "x2_more_skills": Listed(
         FEW,
         SEEDS | {
-            "problems": 200, "settings": {},
-            "methods": ["cat_static", "task_arithmetic", "ties", "cat", "cat_free", "rank_cat", "moe", *CONTROLS[4:]],
+            # The sweep without its lowest rate, which no merge of Sections 5.2 and 5.3 takes.
+            "problems": 200, "settings": {"coefficient_rates": [0.01, 0.1], "own_test": 20},
+            "methods": ["cat_static", "task_arithmetic", "cat", "rank_cat", "moe", *CONTROLS[4:]],
         },
         after=("s5_2_qabot", "s5_3_reading"),
         minutes=(15, 120),
     ),
-    "x3_methods": Listed(full={"sections": [], "problems": 200}, after=SECTIONS, minutes=(15, 120)),
+    "x3_methods": Listed(
+        quick={"sections": ["s5_2_qabot"], "settings": {"coefficient_rates": [0.1], "own_test": 20}},
+        full={"sections": [*SECTIONS[:3], "s5_4_prompt_formats_1_4", "s5_4_prompt_formats_two_prompts"], "problems": 200},
+        after=SECTIONS,
+        minutes=(15, 120),
+    ),
 }  # fmt: skip
 
 

@@ -211,6 +211,16 @@ def test_two_prompts_run_on_real_rows(tiny_base, tmp_path, data_folder):
     assert all(row["extras"]["likelihood"] in (0, 1) for row in merged.rows()) and merged.own.keys() == {"prompt_1", "prompt_2"}
 
 
+def test_records_of_rows_that_may_not_be_passed_on_hold_no_prompt(tiny_base, tmp_path, data_folder):
+    real = sections.on_real_rows(sections.FORMATS_1_4)
+    chosen = real.preset(
+        "embedded", str(tiny_base), str(data_folder), {"rank": 2, "train_rows": 8, "own_test": 2, "max_new_tokens": 3}
+    )
+    (record,) = comparison.compare(real, chosen, ["base"], [0], 8, out=tmp_path, artifacts=tmp_path / "store")
+    assert record.section == "s5_4_prompt_formats_real_1_4"
+    assert all(row["prompt"] == "" and row["answer"] for row in record.rows()) and record.n == 8
+
+
 # Figure 10
 
 

@@ -5,9 +5,13 @@ import re
 
 import pytest
 
+from lab.base import EMBEDDED, load_base
+from lab.errors import LabError
 from lab.world import lexicon
 from lab.world.chains import Chain, big_chain, program_lines, small_chain, worked_steps
 from lab.world.orders import make_orders
+from lab.world.probe import PROBES, probe
+from lab.world.recipe import get_world
 from lab.world.stories import SPLITS, bucket, make_stories, solution_in_words
 from lab.world.text import documents
 
@@ -100,3 +104,20 @@ def test_tokenizer_reads_anything_and_groups_digits(tokenizer):
     text = "Tom has 48213 apples.\n    x = x + 5 # é ∑ 你好\tend"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer.convert_ids_to_tokens(tokenizer("48213")["input_ids"]) == ["482", "13"]
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_shipped_bases_have_the_mechanics(name):
+    """Each ability is asked in the form that the base has read: a probe in another form would find nothing."""
+    assert get_world(name).folder == EMBEDDED[name]
+    found = probe(name, *load_base(name), 10)
+    assert found.keys() == PROBES[name].keys() and max(found.values()) >= 0.8
+
+
+def test_probes_tell_right_from_wrong(tiny_base):
+    assert set(probe("embedded", *load_base(str(tiny_base)), 5).values()) == {0}
+
+
+def test_unknown_world():
+    with pytest.raises(LabError, match="no embedded world 'moon'; choose embedded, embedded-reading, embedded-letters"):
+        get_world("moon")

@@ -342,7 +342,7 @@ CONTENDERS: dict[str, Callable[[Bench], Entry]] = {
     "random_loras_per_rank": partial(random_loras, method="rank_cat", kind="random_loras_per_rank"),
     "rescale_one": rescale_one,
 }
-SHIPPED = Path(__file__).parent / "world" / "skills"  # embedded skills and data-mix of seed 0, used while their hash fits
+SHIPPED = Path(__file__).parent / "world" / "skills"  # of seed 0, for all embedded bases, used while their hash fits
 SEEDLESS = ("base", "few_shot")  # the same for every seed
 
 

@@ -228,9 +228,8 @@ NOTEBOOKS = {
     "x2_more_skills": Listed(
         FEW,
         SEEDS | {
-            # The sweep without its lowest rate, which no merge of Sections 5.2 and 5.3 takes.
-            "problems": 200, "settings": {"coefficient_rates": [0.01, 0.1], "own_test": 20},
-            "methods": ["cat_static", "task_arithmetic", "cat", "rank_cat", "moe", *CONTROLS[4:]],
+            "problems": 200, "settings": {"own_test": 20},
+            "methods": [*CONTROLS[:4], "task_arithmetic", "rank_cat", "moe", *CONTROLS[4:]],
         },
         after=("s5_2_qabot", "s5_3_reading"),
         minutes=(15, 120),

@@ -6,14 +6,14 @@ import json
 import pytest
 import torch
 
-from lab import comparison, learning, skills
+from lab import comparison, growth, learning, skills
 from lab.base import load_base
 from lab.comparison import SHIPPED, Bench, compare, get_contender, random_adapters
 from lab.errors import LabError
 from lab.files import PROJECT
 from lab.learning import held_out_loss, learn, split_held_out
 from lab.presets import get_preset
-from lab.sections import MATH_CODE
+from lab.sections import FORMATS_1_2, FORMATS_1_4, FORMATS_2_4, MATH_CODE, QABOT, READING, SECTIONS
 from lab.results import load_records
 from lab.skills import encode_examples, train_lora
 from lab.stacked import attach
@@ -190,19 +190,32 @@ def test_unknown_method_and_empty_input_are_named(preset, tmp_path):
         skills.encode_examples(None, [], 10)
 
 
-def test_shipped_skills_are_those_of_the_embedded_preset(tmp_path, monkeypatch):
+@pytest.mark.parametrize("section", [*SECTIONS.values(), *growth.sections()], ids=lambda section: section.name)
+def test_shipped_skills_are_those_of_the_embedded_preset(section, tmp_path, monkeypatch):
     """Change the world, the base or the preset's training, and the shipped skills must be trained anew."""
-    model, tokenizer = load_base("embedded")
-    bench = Bench(MATH_CODE, get_preset("embedded"), 0, Store(tmp_path, shipped=comparison.SHIPPED), model, tokenizer)
+    preset = section.preset("embedded")
+    model, tokenizer = load_base(preset.base)
+    bench = Bench(section, preset, 0, Store(tmp_path, shipped=comparison.SHIPPED), model, tokenizer)
     monkeypatch.setattr(comparison, "train_lora", lambda *args, **kwargs: pytest.fail("a shipped skill was trained again"))
-    assert [a.name for a in bench.skills] == ["maths", "code"]
-    assert all(a.rank == bench.preset.rank for a in bench.skills)
+    assert [a.name for a in bench.skills] == [task.name for task in section.skills]
+    assert all(a.rank == preset.rank for a in bench.skills)
 
 
-@pytest.mark.parametrize("name", ["maths", "code", "data_mix"])
-def test_what_is_shipped_is_what_the_committed_records_measured(name, tmp_path):
-    bench = Bench(MATH_CODE, get_preset("embedded"), 0, Store(tmp_path / "store", shipped=SHIPPED), None, None)
-    adapter, _ = get_contender(name, MATH_CODE)(bench).load()
+def test_shipped_weights_are_small():
+    assert sum(file.stat().st_size for file in (PROJECT / "lab").rglob("*.safetensors")) <= 40e6
+
+
+COMMITTED = [
+    (section, name)
+    for section in (MATH_CODE, QABOT, READING, FORMATS_1_4, FORMATS_1_2, FORMATS_2_4)
+    for name in (*(task.name for task in section.skills), "data_mix")
+]
+
+
+@pytest.mark.parametrize(("section", "name"), COMMITTED, ids=lambda value: getattr(value, "name", value))
+def test_what_is_shipped_is_what_the_committed_records_measured(section, name, tmp_path):
+    bench = Bench(section, section.preset("embedded"), 0, Store(tmp_path / "store", shipped=SHIPPED), None, None)
+    adapter, _ = get_contender(name, section)(bench).load()
     assert not (tmp_path / "store").exists()  # nothing was trained
-    committed = load_records(PROJECT / "results" / "records", "s5_1_math_code")
+    committed = load_records(PROJECT / "results" / "records", section.name)
     assert [r.hashes["adapter"] for r in committed if (r.method, r.seed) == (name, 0)] == [adapter.digest()]

@@ -57,17 +57,18 @@ def clean_name(name: str, taken: Sequence[str] = ()) -> str:
 
 
 def shipped_folders() -> dict[str, Path]:
-    """Where the embedded world's skills lie, by name, maths first."""
+    """Where the skills of the base that the app starts with lie, by name, maths first."""
     found = {
         json.loads((f / "key.json").read_text())["skill"]: f
         for f in SHIPPED.glob("skill-*")
         if (f / "key.json").is_file()
+        and json.loads((f / "adapter_config.json").read_text())["base_model_name_or_path"] == "embedded"
     }
     return dict(sorted(found.items(), reverse=True))
 
 
 def shipped_skills() -> list[LoraAdapter]:
-    """The embedded world's skills, maths first."""
+    """The skills of the base that the app starts with, maths first."""
     return [adapters_of.load(folder, name=name, base="embedded") for name, folder in shipped_folders().items()]
 
 

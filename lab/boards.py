@@ -14,7 +14,7 @@ from lab.figures import coefficient_grids
 from lab.files import content_hash
 from lab.presets import PRESETS
 from lab.published import Published
-from lab.results import RunRecord, describe, skill_names
+from lab.results import RunRecord, describe, questions_file, skill_names
 
 Rows = Sequence[Mapping]
 
@@ -161,7 +161,10 @@ def completions(board: Board) -> dict:
     return {
         "label": board.label,
         "runs": [
-            {"label": board.name(r), "method": r.method, "role": board.role(r), "seed": r.seed, "record": place_of(r)}
+            {
+                "label": board.name(r), "method": r.method, "role": board.role(r), "seed": r.seed, "record": place_of(r),
+                "questions": questions_of(r),
+            }
             for r in runs
         ],
         "before": list(before),
@@ -247,6 +250,12 @@ def kind(board: Board) -> str | None:
 def place_of(record: RunRecord) -> str:
     """Where a record lies below the folder of records, without its ending."""
     return f"{record.section}/{Path(record.path).stem}"
+
+
+def questions_of(record: RunRecord) -> str | None:
+    """Where the questions of its rows lie below the folder of records; None when the rows hold them themselves."""
+    file = questions_file(record)
+    return file and f"{record.section}/{file.name}"
 
 
 def _group(record: RunRecord) -> tuple:

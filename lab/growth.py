@@ -88,7 +88,7 @@ def format_scores(table: pd.DataFrame, target: str) -> pd.DataFrame:
     own = table.loc[target]
     counts = own.index.unique("k")
     cells = [f"{100 * score:.1f} ({100 * low:.1f}–{100 * high:.1f})" for score, low, high in own[["score", "low", "high"]].to_numpy()]
-    last = own.xs(counts.max(), level="k")
+    last = own.groupby(level="method", sort=False).tail(1).droplevel("k")
     shown = pd.Series(cells, index=own.index).unstack("k").add_suffix(" skills, %").reindex(last.index)
     if len(counts) > 1:
         change = last.filter(like="change_").rename(columns=lambda name: name.removeprefix("change_"))

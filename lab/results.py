@@ -133,15 +133,27 @@ class RunRecord:
         if self.path is None:
             raise LabError(f"The record of {self.method} seed {self.seed} was not saved; save it before reading completions.")
         file = self.path.with_suffix(".jsonl.gz")
-        try:
-            text = gzip.decompress(file.read_bytes())
-        except (OSError, EOFError, gzip.zlib.error) as error:
-            raise LabError(f"The completions {file} are missing or damaged; delete the record and run again.") from error
-        if hashlib.sha256(text).hexdigest() != self.completions:
+        rows = _lines(file)
+        if (asked := questions_file(self)) is not None:
+            questions = _lines(asked)
+            if len(questions) != len(rows) - 1:
+                raise LabError(f"The questions {asked} are not those of {file}; delete both and run again.")
+            rows = [question | row for question, row in zip(questions, rows[1:], strict=True)]
+        if hashlib.sha256(_jsonl(rows)).hexdigest() != self.completions:
             raise LabError(f"The completions {file} do not belong to their record; delete both and run again.")
-        return [json.loads(line) for line in text.decode().splitlines()]
+        return rows
 
 
+def questions_file(record: RunRecord) -> Path | None:
+    """Where id, prompt and answer of a saved record's rows lie: once for all records of its folder that were asked the same.
+
+    None for rows that hold them themselves. Raises LabError when the completions are missing or damaged.
+    """
+    head = _lines(record.path.with_suffix(".jsonl.gz"))[:1]
+    return record.path.with_name(f"questions-{head[0]['questions']}.jsonl.gz") if head and head[0].keys() == {"questions"} else None
+
+
+_ASKED = ("answer", "id", "prompt")  # of a completions row: the same for every method
 # What may differ between two runs of the same thing without making them different results.
 _CIRCUMSTANCES = {"path": None, "seconds": {}, "environment": {}}
 
@@ -213,7 +225,7 @@ def make_record(
         parameters=dict(parameters or {}),
         hashes=dict(hashes or {}),
         coefficients=coefficients,
-        loss=None if loss is None else [float(value) for value in loss],
+        loss=None if loss is None else [round(float(value), 5) for value in loss],
         seconds=dict(seconds or {}),
         sandbox=sandbox,
         environment=environment(),
@@ -247,9 +259,20 @@ def save_record(record: RunRecord, rows: Sequence[Mapping], folder: Path | str) 
             f"{path} holds another result for the same key (right {past.scores['right']:.4f}, now {made.scores['right']:.4f}); "
             "a past record is never edited: put what changed into the key, or raise the task's version."
         )
-    write_atomic(path.with_suffix(".jsonl.gz"), gzip.compress(text, mtime=0))
+    save_rows(rows, path)
     write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return _read(path)
+
+
+def save_rows(rows: Sequence[Mapping], path: Path) -> None:
+    """Write the completions of the record at `path`; what was asked goes into a file that records asked the same share."""
+    asked = _jsonl([{name: row[name] for name in _ASKED} for row in rows])
+    name = hashlib.sha256(asked).hexdigest()[:10]
+    questions, packed = path.with_name(f"questions-{name}.jsonl.gz"), gzip.compress(asked, mtime=0)
+    if not questions.exists() or questions.read_bytes() != packed:
+        write_atomic(questions, packed)
+    answered = [{key: value for key, value in row.items() if key not in _ASKED} for row in rows]
+    write_atomic(path.with_suffix(".jsonl.gz"), gzip.compress(_jsonl([{"questions": name}, *answered]), mtime=0))
 
 
 def load_records(folder: Path | str, section: str | None = None) -> list[RunRecord]:
@@ -739,6 +762,13 @@ def _paired(runs: Mapping[str, Mapping[int, _Run]], *methods: str) -> list[list[
 
 def _jsonl(rows: Sequence[Mapping]) -> bytes:
     return "".join(json.dumps(dict(row), sort_keys=True) + "\n" for row in rows).encode()
+
+
+def _lines(file: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().splitlines()]
+    except (OSError, EOFError, ValueError, gzip.zlib.error) as error:
+        raise LabError(f"The completions {file} are missing or damaged; delete the record and run again.") from error
 
 
 def _parse(text: str) -> RunRecord:

@@ -226,7 +226,7 @@ NOTEBOOKS = {
         FEW | {"learned": ["cat"]}, SEEDS | {"problems_of": dict.fromkeys(SECTIONS[:3], 500)}, after=SECTIONS, minutes=(1, 60)
     ),
     "x2_more_skills": Listed(
-        FEW,
+        FEW | {"methods": ["cat_static", "task_arithmetic", "cat_random", "cat", "rank_cat", *CONTROLS[4:]]},
         SEEDS | {
             "problems": 200, "settings": {"own_test": 20},
             "methods": [*CONTROLS[:4], "task_arithmetic", "rank_cat", "moe", *CONTROLS[4:]],

@@ -429,7 +429,11 @@ def _fragment(**values: object) -> str:
 
 def _downloads(record: RunRecord, rows: bool) -> dict:
     place = f"records/{quote(boards_of.place_of(record))}"
-    return {"seed": record.seed, "json": f"{place}.json", "rows": f"{place}.jsonl.gz" if rows else None}
+    asked = boards_of.questions_of(record) if rows else None
+    return {
+        "seed": record.seed, "json": f"{place}.json", "rows": f"{place}.jsonl.gz" if rows else None,
+        "questions": asked and f"records/{quote(asked)}",
+    }  # fmt: skip
 
 
 def _printed(number: published.Published) -> str:

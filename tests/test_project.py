@@ -50,6 +50,11 @@ def test_section_notebook_runs_small(tiny_base, tmp_path):
     assert len(records) == len(run.parameters["methods"])
 
 
+def test_bases_notebook_runs_small(tmp_path):
+    run = run_notebook(PROJECT / "notebooks" / "s0_base_model.ipynb", tmp_path / "run.ipynb", {"cases": 4})
+    assert run.ok, f"cell {run.failed_cell}: {run.error}"
+
+
 def test_atlas_notebook_runs_small(tiny_base, tmp_path):
     given = small(tiny_base, tmp_path) | {"methods": ["cat_static", "rank_cat", "arrow"], "sections": ["s5_1_math_code", "s5_3_reading"]}
     run = run_notebook(PROJECT / "notebooks" / "x3_methods.ipynb", tmp_path / "run.ipynb", given)

@@ -87,6 +87,27 @@ def test_finished_work_is_found_and_damaged_work_done_again(tmp_path):
     assert saved(tmp_path, "cat", 0, [1.0, 0.0]).rows() == rows_of([1.0, 0.0])
 
 
+def test_questions_lie_once_for_all_that_were_asked_them(tmp_path):
+    one, two = saved(tmp_path, "cat", 0, [1.0, 0.0]), saved(tmp_path, "cat", 1, [0.0, None])
+    other = saved(tmp_path, "cat", 2, [1.0])
+    asked = results.questions_file(one)
+    assert asked == results.questions_file(two) != results.questions_file(other)
+    assert len(list((tmp_path / "s").glob("questions-*"))) == 2 and two.rows() == rows_of([0.0, None])
+    asked.write_bytes(b"cut")
+    assert results.find_record(tmp_path, "s", one.key) is None
+    with pytest.raises(LabError, match=f"{asked.name} are missing or damaged"):
+        two.rows()
+    saved(tmp_path, "cat", 0, [1.0, 0.0])
+    assert one.rows() == rows_of([1.0, 0.0]) and two.rows() == rows_of([0.0, None])
+
+
+def test_rows_that_hold_their_questions_are_read_too(tmp_path):
+    record = saved(tmp_path, "cat", 0, [1.0, 0.0])
+    whole = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows_of([1.0, 0.0]))
+    record.path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(whole.encode()))
+    assert results.questions_file(record) is None and record.rows() == rows_of([1.0, 0.0])
+
+
 def test_damaged_and_foreign_files_are_skipped_and_named(tmp_path):
     record = saved(tmp_path, "cat", 0, [1.0, 0.0])
     whole = record.path.read_text()
@@ -109,7 +130,7 @@ def test_no_record_without_its_completions(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "write_atomic", fail_at_record)
     with pytest.raises(LabError, match="disk full"):
         saved(tmp_path, "cat", 0, [1.0, 0.0])
-    assert [path.name.endswith(".jsonl.gz") for path in written] == [True]
+    assert [path.name.endswith(".jsonl.gz") for path in written] == [True, True]
 
 
 def test_bad_input_is_told_in_one_sentence(tmp_path):

@@ -115,7 +115,8 @@ function card(run, [completion, extracted, reason, score, before, extras]) {
   }
   const files = element("p", { className: "small" }, ...further.map(text => `${text} · `), `seed ${run.seed}: `,
     element("a", { href: `records/${run.record}.json`, textContent: "record" }), " · ",
-    element("a", { href: `records/${run.record}.jsonl.gz`, textContent: "all rows" }));
+    element("a", { href: `records/${run.record}.jsonl.gz`, textContent: "all rows" }),
+    ...(run.questions ? [" · ", element("a", { href: `records/${run.questions}`, textContent: "their questions" })] : []));
   const made = element("article", {}, ...parts, files);
   made.style.setProperty("--role", data.roles[run.role].colour);
   return made;

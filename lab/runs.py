@@ -188,17 +188,17 @@ SEEDS = {"seeds": [0, 1, 2]}
 FIFTHS = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 WHOLE = SEEDS | {"problems": 500}
 NOTEBOOKS = {
-    "s0_base_model": Listed(minutes=(1, 1)),
-    "s4_skills": Listed(FEW, SEEDS | {"problems_of": dict.fromkeys(SECTIONS[:3], 500)}, after=SECTIONS),
+    "s0_base_model": Listed(minutes=(0.5, 0.5)),
+    "s4_skills": Listed(FEW, SEEDS | {"problems_of": dict.fromkeys(SECTIONS[:3], 500)}, after=SECTIONS, minutes=(0.5, 5)),
     "s5_1_math_code": Listed(
         quick=FEW | {"methods": ["base", "few_shot", "maths", "code", *CONTROLS, "task_arithmetic", "ties", "cat_free"]},
         full=WHOLE,
-        minutes=(10, 120),
+        minutes=(5, 135),
     ),
     "s5_2_qabot": Listed(
         quick=FEW | {"methods": ["base", "manual", "instruction", *CONTROLS, "task_arithmetic", "ties", "cat_free", "rank_cat", "retrieval_bm25"]},
         full=WHOLE,
-        minutes=(10, 120),
+        minutes=(1.5, 26),
     ),
     "s5_3_reading": Listed(
         quick=FEW | {
@@ -206,9 +206,9 @@ NOTEBOOKS = {
             "judged": ["base", "terms_few_shot", "extraction", "ties", "data_mix", "cat_static", "cat"],
         },
         full=WHOLE,
-        minutes=(10, 120),
+        minutes=(2, 37),
     ),
-    "s5_4_prompt_formats": Listed(FEW | {"methods": [*CONTROLS, "ties"]}, SEEDS, minutes=(15, 180)),
+    "s5_4_prompt_formats": Listed(FEW | {"methods": [*CONTROLS, "ties"]}, SEEDS, minutes=(3, 45)),
     "s5_5_ablations": Listed(
         quick=BRIEF | {
             "compared": {"s5_1_math_code": 100, "s5_2_qabot": 100}, "methods": ["base", "cat_static", "cat", "cat_free"],
@@ -220,10 +220,10 @@ NOTEBOOKS = {
             "rates": [0.0001, 0.01, 0.1], "shares": [0.0125, 0.05], "confirm": True,
         },
         after=SECTIONS,
-        minutes=(8, 120),
+        minutes=(1.5, 90),
     ),
     "x1_controls": Listed(
-        FEW | {"learned": ["cat"]}, SEEDS | {"problems_of": dict.fromkeys(SECTIONS[:3], 500)}, after=SECTIONS, minutes=(1, 60)
+        FEW | {"learned": ["cat"]}, SEEDS | {"problems_of": dict.fromkeys(SECTIONS[:3], 500)}, after=SECTIONS, minutes=(2, 15)
     ),
     "x2_more_skills": Listed(
         FEW | {"methods": ["cat_static", "task_arithmetic", "cat_random", "cat", "rank_cat", *CONTROLS[4:]]},
@@ -232,13 +232,13 @@ NOTEBOOKS = {
             "methods": [*CONTROLS[:4], "task_arithmetic", "rank_cat", "moe", *CONTROLS[4:]],
         },
         after=("s5_2_qabot", "s5_3_reading"),
-        minutes=(15, 120),
+        minutes=(4, 60),
     ),
     "x3_methods": Listed(
         quick={"sections": ["s5_2_qabot"], "settings": {"coefficient_rates": [0.1], "own_test": 20}},
         full={"sections": [*SECTIONS[:3], "s5_4_prompt_formats_1_4", "s5_4_prompt_formats_two_prompts"], "problems": 200},
         after=SECTIONS,
-        minutes=(15, 120),
+        minutes=(1.5, 40),
     ),
 }  # fmt: skip
 

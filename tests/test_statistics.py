@@ -155,3 +155,9 @@ def test_bad_input():
         mean_interval([[[1]]])
     with pytest.raises(LabError, match="at least two"):
         mean_interval([0.5])
+
+
+def test_one_problem_alone_proves_nothing():
+    """Both flips of its sign are as extreme, so p is 1; scipy refuses to count them."""
+    found = paired_test([[0, 1, 0], [0, 1, 0]], [[0, 0, 0], [0, 0, 0]])
+    assert (found.p_value, found.wins, found.losses) == (1.0, 1, 0)

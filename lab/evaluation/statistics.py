@@ -115,7 +115,7 @@ def paired_test(
         test = "paired permutation by problem"
         moved = per_problem[per_problem != 0]
         p_value = 1.0
-        if len(moved):
+        if len(moved) > 1:  # the sign of one can only be as extreme either way
             p_value = stats.permutation_test(
                 (moved, np.zeros_like(moved)),
                 lambda x, y, axis: (x - y).sum(axis=axis),

@@ -133,8 +133,11 @@ def lines(board: Board) -> list[Line]:
     return sorted(found, key=lambda line: -line.score)
 
 
+SHOWN = 50  # problems of a board in the browser of completions; its page must hold them itself, for it opens from disk
+
+
 def completions(board: Board) -> dict:
-    """The board's completions as compact JSON-able data, problem by problem, so that like stands beside like and packs well.
+    """The board's first SHOWN completions as compact JSON-able data, problem by problem, so that like stands beside like.
 
     runs: label, method, role, seed, record (path below the records' folder). before: texts that some runs put before a question.
     problems: [id, prompt, answer, answers], where an answer is [completion, extracted, reason, score, number of the text before
@@ -144,7 +147,7 @@ def completions(board: Board) -> dict:
     by_id = [{row["id"]: row for row in board.rows[record.key]} for record in runs]
     before: dict[str, int] = {}
     problems = []
-    for problem in dict.fromkeys(name for rows in by_id for name in rows):
+    for problem in list(dict.fromkeys(name for rows in by_id for name in rows))[:SHOWN]:
         answers = [rows.get(problem) for rows in by_id]
         prompt = min((row["prompt"] for row in answers if row), key=len)
         expected = next(row["answer"] for row in answers if row)

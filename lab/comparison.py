@@ -451,7 +451,8 @@ def _record(bench: Bench, name: str, make: Callable[[Bench], Entry], problems: i
     recipe = facts.get("recipe", {})
     coefficients = None
     if "coefficients" in recipe:
-        coefficients = {"skills": recipe["skills"], "modules": recipe["modules"], "values": recipe["coefficients"]}
+        values = [[round(value, 5) for value in row] for row in recipe["coefficients"]]
+        coefficients = {"skills": recipe["skills"], "modules": recipe["modules"], "values": values}
     parameters = {
         "preset": dataclasses.asdict(preset.change(train_missing=True)), "problems": problems,
         **{f: facts[f] for f in ("learning_rate", "steps", "sweep", "skill", "scale") if f in facts},

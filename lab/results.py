@@ -247,7 +247,7 @@ def save_record(record: RunRecord, rows: Sequence[Mapping], folder: Path | str) 
     content = asdict(replace(record, path=None))
     del content["path"]
     try:
-        lines = [f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in content.items()]
+        lines = [f" {json.dumps(name)}: {json.dumps(value, allow_nan=False, separators=(',', ':'))}" for name, value in content.items()]
     except (TypeError, ValueError) as error:
         raise LabError(f"The record of {record.method} seed {record.seed} cannot be written as JSON: {error}.") from error
     past = _intact(path)

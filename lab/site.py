@@ -376,6 +376,7 @@ class _Site:
             section_title=title,
             without=without,
             others=others,
+            most=boards_of.SHOWN,
             data=_packed(data),
         )
 
@@ -429,11 +430,7 @@ def _fragment(**values: object) -> str:
 
 def _downloads(record: RunRecord, rows: bool) -> dict:
     place = f"records/{quote(boards_of.place_of(record))}"
-    asked = boards_of.questions_of(record) if rows else None
-    return {
-        "seed": record.seed, "json": f"{place}.json", "rows": f"{place}.jsonl.gz" if rows else None,
-        "questions": asked and f"records/{quote(asked)}",
-    }  # fmt: skip
+    return {"seed": record.seed, "json": f"{place}.json", "rows": f"{place}.jsonl.gz" if rows else None}
 
 
 def _printed(number: published.Published) -> str:

@@ -388,7 +388,7 @@ def test_damaged_and_foreign_records_are_named_and_left_out(tmp_path):
     records = make_results(tmp_path)
     first, second, third = [r.path for r in records if r.section == "s5_1_math_code"][:3]
     first.write_text("{")
-    second.write_text(second.read_text().replace('"right": 0', '"left": 0', 1))
+    second.write_text(second.read_text().replace('"right":0', '"left":0', 1))
     third.with_suffix(".jsonl.gz").write_bytes(b"no gzip")
     (third.parent / "foreign <b>.json").write_text("[1]")
     site.build([], tmp_path, [])

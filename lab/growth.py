@@ -88,13 +88,15 @@ def format_scores(table: pd.DataFrame, target: str) -> pd.DataFrame:
     own = table.loc[target]
     counts = own.index.unique("k")
     cells = [f"{100 * score:.1f} ({100 * low:.1f}–{100 * high:.1f})" for score, low, high in own[["score", "low", "high"]].to_numpy()]
-    last = own.groupby(level="method", sort=False).tail(1).droplevel("k")
+    last = own.groupby(level="method", sort=False).tail(1)
+    reached = last.index.get_level_values("k") == counts.max()  # not all are asked with the largest set
+    last = last.droplevel("k")
     shown = pd.Series(cells, index=own.index).unstack("k").add_suffix(" skills, %").reindex(last.index)
     if len(counts) > 1:
         change = last.filter(like="change_").rename(columns=lambda name: name.removeprefix("change_"))
         told = results.format_differences(change.join(last[["n", "seeds"]]))
-        shown[f"{counts.max()} minus {counts.min()} skills, points"] = told["difference, points"]
-        shown["p (Holm)"] = told["p (Holm)"]
+        shown[f"{counts.max()} minus {counts.min()} skills, points"] = told["difference, points"].where(reached, "")
+        shown["p (Holm)"] = told["p (Holm)"].where(reached, "")
     shown["n × seeds"] = [f"{n} × {seeds}" for n, seeds in last[["n", "seeds"]].to_numpy()]
     return shown.set_index(last["label"]).rename_axis(None).rename_axis(columns=None).fillna("")
 

@@ -108,6 +108,10 @@ def test_growth_compares_the_largest_set_with_the_smallest(tmp_path):
     shown = growth.format_scores(table, "manual_qa")
     assert shown.loc["Learned CAT", "5 minus 2 skills, points"].startswith("−60.0") and shown.loc["Base", "p (Holm)"] == ""
     assert shown.loc["Learned CAT", "5 skills, %"].startswith("40.0 (") and shown.loc["Learned CAT", "n × seeds"] == "20 × 2"
+    largest = ("manual_qa", "cat", 5)
+    fewer = pd.concat([table.drop(largest), table.loc[[largest]].rename(index={5: 3}, level="k")])  # asked with up to three skills only
+    line = growth.format_scores(fewer, "manual_qa").loc["Learned CAT"]
+    assert line["3 skills, %"].startswith("40.0 (") and line["5 minus 2 skills, points"] == line["p (Holm)"] == ""
     given = growth.coefficients(records)
     assert given.loc[("cat", "terms", 5), "value"] == pytest.approx(0.3) and len(given) == 7
     assert growth.finding(table, given, "cat") == (

@@ -51,7 +51,7 @@ def test_section_notebook_runs_small(tiny_base, tmp_path):
 
 
 def test_bases_notebook_runs_small(tmp_path):
-    run = run_notebook(PROJECT / "notebooks" / "s0_base_model.ipynb", tmp_path / "run.ipynb", {"cases": 4})
+    run = run_notebook(PROJECT / "notebooks" / "s0_base_model.ipynb", tmp_path / "run.ipynb", {"worlds": ["embedded-letters"], "cases": 4})
     assert run.ok, f"cell {run.failed_cell}: {run.error}"
 
 
@@ -94,7 +94,7 @@ def test_qabot_notebook_runs_small(tiny_base, tmp_path):
 
 
 def test_skills_notebook_runs_small(tiny_base, tmp_path):
-    given = small(tiny_base, tmp_path) | {"seeds": [0, 1]}
+    given = small(tiny_base, tmp_path) | {"seeds": [0, 1], "sections": ["s5_1_math_code", "s5_4_prompt_formats_1_4"]}
     run = run_notebook(PROJECT / "notebooks" / "s4_skills.ipynb", tmp_path / "run.ipynb", given)
     assert run.ok, f"cell {run.failed_cell}: {run.error}"
 

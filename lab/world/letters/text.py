@@ -98,7 +98,7 @@ WORLD = World(
         hidden=128, layers=4, heads=4, intermediate=256, vocabulary=266, row_tokens=256, rows=10,
         copy_steps=300, steps=3600, last_step=1279,
     ),
-    """It spells, tells which words of a sentence contain a letter, and how many do, in notes of its own.
+    """It tells how many words of a sentence contain a letter, in notes of its own, and spells most words; which words they are it mostly gets wrong.
 It was never shown an instruction, a prompt of Section 5.4's formats, or their answers: those are the skills' to bring.
 Its tokenizer has one token per byte, so that every letter is seen, and one for each constant phrase of the prompts.""",
     ((more_documents, 400),),

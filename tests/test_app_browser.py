@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.app import mixer as mixing
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium here: install Debian's package `chromium` to run the browser tests of the app"
@@ -254,6 +256,22 @@ def test_alphas_by_slider_cell_layer_and_text_change_the_next_answer(browser, ad
     browser.wait("$('#mixer [data-cell=\"1/1/2\"]').value === '.25'")
     browser.click("#undo")
     browser.wait("$('#mixer [data-cell=\"1/1/2\"]').value === '1'")
+
+
+def test_quick_edits_are_applied_one_after_the_other(browser, address, monkeypatch):
+    browser.open(address)
+    right, waits = mixing.scaled, iter([1.0])
+
+    def slow_at_first(*args):
+        time.sleep(next(waits, 0.0))
+        return right(*args)
+
+    monkeypatch.setattr(mixing, "scaled", slow_at_first)
+    browser.slide("#mixer section[data-skill=maths] .master", 0)
+    browser.slide("#mixer section[data-skill=code] .master", 1)
+    browser.tab("Set")
+    browser.wait("$('#side').innerText.includes('2 to undo')", 20)
+    assert rules(browser) == "maths: 0\ncode: 1"
 
 
 def test_cells_are_chosen_by_dragging_over_them(browser, address):

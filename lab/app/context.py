@@ -22,6 +22,8 @@ from lab.presets import Preset
 
 MODEL = "model"  # concurrency_id of all events that use the model
 AT_ONCE = 8  # of these events; inside, the engine's turns keep them fair
+# Events that change the alphas: one after the other, or one change overwrites another and an older view comes last.
+IN_LINE = {"concurrency_id": "alphas", "concurrency_limit": 1}
 CLOSED = 20  # closed pages of which Gradio's own state is kept, for those that come back
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from lab.app import takehome
 from lab.app.compare import TEMPLATES, Question, compare, wrap
-from lab.app.context import AT_ONCE, MODEL, guarded
+from lab.app.context import AT_ONCE, IN_LINE, MODEL, guarded
 from lab.app.learning import learn_job, skills_material, target_material, weigh
 from lab.app.page import Page
 from lab.app.session import Session
@@ -256,8 +256,8 @@ def build(page: Page) -> None:
             **model,
         )
         endpoint(report, [], [out()])
-        endpoint(set_alphas, [text("rules")], [words()])
-        endpoint(undo, [], [words()])
+        endpoint(set_alphas, [text("rules")], [words()], **IN_LINE)
+        endpoint(undo, [], [words()], **IN_LINE)
         endpoint(add_method, [text("method", "ties"), data("parameters", {}), data("weights", [])], [words()], **model)
         endpoint(
             ask,
@@ -290,7 +290,7 @@ def build(page: Page) -> None:
         )
         endpoint(learn_status, [job()], [out()], queue=False)
         endpoint(learn_stop, [job()], [words()], queue=False)
-        endpoint(learn_use, [job()], [words()])
+        endpoint(learn_use, [job()], [words()], **IN_LINE)
         endpoint(learn_column, [job()], [words()], **model)
         endpoint(delta_nll, [data("columns", []), number("rows", 100), number("seed", 0)], [out()], **model)
         endpoint(
@@ -300,7 +300,7 @@ def build(page: Page) -> None:
             **model,
         )
         endpoint(recipe, [column()], [out()])
-        endpoint(use_recipe, [data("recipe")], [words()])
+        endpoint(use_recipe, [data("recipe")], [words()], **IN_LINE)
         endpoint(commands, [column()], [words()])
         endpoint(methods, [], [out()])
         endpoint(results, [text("section")], [out()])

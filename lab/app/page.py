@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from lab.app import mixer as mixing
-from lab.app.context import Context, guarded
+from lab.app.context import IN_LINE, Context, guarded
 from lab.app.session import Session
 from lab.errors import LabError
 
@@ -130,14 +130,15 @@ def build_page(context: Context) -> gr.Blocks:
             return page.views(session)
 
         private = {"api_visibility": "private", "show_progress": "hidden"}
+        change = {**private, **IN_LINE}
         # An edit that was refused must not stay on the screen: the component is drawn anew from what holds.
-        mix.edit(edited, session, page.shared, concurrency_limit=None, trigger_mode="multiple", **private).failure(
-            lambda s: page.views(s) if s else [gr.skip()] * len(page.shared), session, page.shared, **private
+        mix.edit(edited, session, page.shared, trigger_mode="multiple", **change).failure(
+            lambda s: page.views(s) if s else [gr.skip()] * len(page.shared), session, page.shared, **change
         )
-        undo.click(undone, session, page.shared, trigger_mode="multiple", **private)
+        undo.click(undone, session, page.shared, trigger_mode="multiple", **change)
         for slot, keep, use in (("A", keep_a, use_a), ("B", keep_b, use_b)):
-            keep.click(guarded(_keeper(page, slot)), session, page.shared, **private)
-            use.click(guarded(_user(page, slot)), session, page.shared, **private)
+            keep.click(guarded(_keeper(page, slot)), session, page.shared, **change)
+            use.click(guarded(_user(page, slot)), session, page.shared, **change)
 
         @guarded
         def opened(request: gr.Request):

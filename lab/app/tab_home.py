@@ -6,7 +6,7 @@ import gradio as gr
 
 from lab.adapter import DTYPES
 from lab.app import takehome
-from lab.app.context import AT_ONCE, MODEL, guarded
+from lab.app.context import AT_ONCE, IN_LINE, MODEL, guarded
 from lab.app.page import Page
 from lab.app.scratch import fresh_folder
 from lab.app.sources import check_size, clean_name
@@ -113,4 +113,4 @@ def build(page: Page) -> None:
             gr.Warning(told, duration=12)
         return [*page.views(session), None]
 
-    recipe.upload(brought, [page.session, recipe], [*page.shared, recipe], **private)
+    recipe.upload(brought, [page.session, recipe], [*page.shared, recipe], **IN_LINE, **private)

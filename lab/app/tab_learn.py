@@ -5,7 +5,7 @@ from html import escape
 import gradio as gr
 
 from lab.app import charts, html
-from lab.app.context import AT_ONCE, MODEL, guarded
+from lab.app.context import AT_ONCE, IN_LINE, MODEL, guarded
 from lab.app.controls import control, values_of
 from lab.app.jobs import Job
 from lab.app.learning import (
@@ -191,7 +191,7 @@ def build(page: Page, blocks: gr.Blocks) -> None:
         gr.Info(f"{label} is a column of Compare now.")
         return page.views(session, [*columns, label])
 
-    use.click(used, [page.session, job_id], page.shared, **private)
+    use.click(used, [page.session, job_id], page.shared, **IN_LINE, **private)
     column.click(added, [page.session, job_id, page.columns], page.shared, **private)
 
     @guarded

@@ -3,7 +3,7 @@
 import gradio as gr
 
 from lab.app.alphas import CURVES
-from lab.app.context import AT_ONCE, MODEL, guarded
+from lab.app.context import AT_ONCE, IN_LINE, MODEL, guarded
 from lab.app.controls import control, read_rank, read_weights, values_of
 from lab.app.page import Page
 from lab.merging import METHODS, schema
@@ -162,8 +162,8 @@ def build(page: Page) -> None:
         context.tidy()
         return page.views(session, [c for c in columns if c in session.columns])
 
-    apply.click(applied, [page.session, page.text], page.shared, **private)
-    draw.click(drawn, [page.session, page.skill, curve, low, high, seed], page.shared, **private)
-    use.click(preset_used, [page.session, preset], page.shared, **private)
+    apply.click(applied, [page.session, page.text], page.shared, **IN_LINE, **private)
+    draw.click(drawn, [page.session, page.skill, curve, low, high, seed], page.shared, **IN_LINE, **private)
+    use.click(preset_used, [page.session, preset], page.shared, **IN_LINE, **private)
     share.click(None, page.text, link, js=_LINK, api_visibility="private")
     remove.click(removed, [page.session, page.columns], page.shared, **private)

@@ -22,7 +22,7 @@ from lab.errors import LabError
 from lab.files import PROJECT, in_project
 from lab.presets import get_preset
 
-CSS = Path(__file__).parent / "lab" / "app" / "page.css"
+LOOKS = Path(__file__).parent / "lab" / "app"
 
 
 def build_app(
@@ -72,7 +72,8 @@ def launch_options() -> dict:
     )
     return {
         "theme": theme,
-        "css_paths": [CSS],
+        "css_paths": [LOOKS / "page.css"],
+        "head_paths": [LOOKS / "head.html"],
         "share": False,
         "ssr_mode": False,
         "run_history": False,

@@ -274,6 +274,18 @@ def test_quick_edits_are_applied_one_after_the_other(browser, address, monkeypat
     assert rules(browser) == "maths: 0\ncode: 1"
 
 
+def test_the_last_of_many_edits_is_on_the_page(browser, address):
+    browser.open(address)
+    browser.tab("Set")
+    for alpha in (0.11, 0.22, 0.33, 0.44, 0.55):
+        for layer in range(6):
+            browser.js(
+                f"(() => {{ const e = $('#mixer [data-cell=\"0/{layer}/1\"]'); e.value = '{alpha}';"
+                "e.dispatchEvent(new Event('change')); })()"
+            )
+        browser.wait(f"$('#rules textarea').value.includes('maths layers 0-5 k: {alpha}')", 20)
+
+
 def test_cells_are_chosen_by_dragging_over_them(browser, address):
     browser.open(address)
     browser.drag("#mixer [data-cell='1/1/0']", "#mixer [data-cell='1/2/2']")

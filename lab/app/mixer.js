@@ -1,10 +1,13 @@
 // The mixer: a master slider and a heatmap of alphas (layer by module) for each skill. It draws what the server says and
-// sends 'edit' with what a person changed; the server answers with the new values.
+// sends 'edit' with what a person changed; the server answers with the new values. What is changed before that answer is
+// sent together when it has come: of events under way at once, Gradio may draw an older one last.
 const root = element.querySelector('.mixer') || element;
 let value = null;
 let drawn = '';
 const chosen = new Set(); // "skill/layer/kind"
 let drag = null;
+let changes = []; // not sent yet
+let patience = null; // a timer, while an answer is awaited
 
 const shown = (v) => (Math.round(v * 100) / 100).toString().replace(/^(-?)0\./, '$1.');
 const paint = (input, v) => {
@@ -27,14 +30,18 @@ const mean = (s) => { const all = cells(s); return all.length ? all.reduce((sum,
 
 function draw() {
   value = props.value;
-  if (!value || !value.skills) { root.replaceChildren(make('p', { class: 'dim' }, 'Load two adapters to mix them.')); drawn = ''; return; }
+  clearTimeout(patience);
+  patience = null;
+  if (!value || !value.skills) { changes = []; root.replaceChildren(make('p', { class: 'dim' }, 'Load two adapters to mix them.')); drawn = ''; return; }
   const shape = JSON.stringify([value.layers, value.kinds, value.skills.map((s) => s.name)]);
   if (shape !== drawn) build(shape);
-  fill();
+  if (changes.length) setTimeout(flush); // what is on the screen is newer than the answer
+  else fill();
 }
 
 function build(shape) {
   drawn = shape;
+  changes = [];
   chosen.clear();
   const narrow = window.matchMedia('(max-width: 700px)').matches;
   const boxes = value.skills.map((skill, s) => {
@@ -137,7 +144,16 @@ function fill() {
 
 function send(edit) {
   if (document.activeElement && document.activeElement.dataset) document.activeElement.dataset.sent = '1';
-  trigger('edit', edit);
+  changes.push(edit);
+  flush();
+}
+function flush() {
+  if (patience === null && changes.length) ask();
+}
+function ask() {
+  patience = setTimeout(ask, 5000); // an answer may be lost on its way; the next brings what it would have brought
+  trigger('edit', { changes });
+  changes = [];
 }
 function sendChosen(v) {
   const bySkill = {};

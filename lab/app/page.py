@@ -121,7 +121,8 @@ def build_page(context: Context) -> gr.Blocks:
 
         @guarded
         def edited(session, event: gr.EventData):
-            mixing.edit(context.check(session), event._data)
+            for change in event._data["changes"]:
+                mixing.edit(context.check(session), change)
             return page.views(session)
 
         @guarded

@@ -229,10 +229,10 @@ NOTEBOOKS = {
         FEW | {"methods": ["cat_static", "task_arithmetic", "cat_random", "cat", "rank_cat", *CONTROLS[4:]]},
         SEEDS | {
             "problems": 200, "settings": {"own_test": 20},
-            "methods": [*CONTROLS[:4], "task_arithmetic", "rank_cat", "moe", *CONTROLS[4:]],
+            "methods": [*CONTROLS[:4], "task_arithmetic", "rank_cat", "moe", *CONTROLS[4:], "new_lora_compute"],
         },
         after=("s5_2_qabot", "s5_3_reading"),
-        minutes=(4, 60),
+        minutes=(5, 95),
     ),
     "x3_methods": Listed(
         quick={"sections": ["s5_2_qabot"], "settings": {"coefficient_rates": [0.1], "own_test": 20}},

@@ -187,9 +187,9 @@ def _by_label(table: pd.DataFrame, methods: Sequence[str]) -> dict[str, pd.DataF
 
 
 def finding(table: pd.DataFrame, coefficients: pd.DataFrame, method: str) -> str:
-    """One sentence from `scores` and `coefficients`: what unneeded skills do to a merge, and what it gives them."""
+    """A few sentences from `scores` and `coefficients`: what unneeded skills do to a merge, what is best then, what it gives them."""
     label = describe(method).label
-    parts = []
+    parts, leaders = [], []
     for target, own in table.groupby(level="target", sort=False):
         lines = own.xs(method, level="method").droplevel("target")
         first, last = lines.iloc[0], lines.iloc[-1]
@@ -198,7 +198,9 @@ def finding(table: pd.DataFrame, coefficients: pd.DataFrame, method: str) -> str
             sure = {"unclear": "no clear change", "better": "a clear gain", "worse": "a clear loss"}[last["change_verdict"]]
             part += f", {100 * last['score']:.1f} % with {lines.index[-1]} ({sure})"
         parts.append(part)
-    told = f"{label}, from the skills that a target needs to all: {'; '.join(parts)}."
+        best = own.xs(lines.index[-1], level="k").sort_values("score", kind="stable").iloc[-1]
+        leaders.append(f"{target.replace('_', ' ')} {best['label']} ({100 * best['score']:.1f} %)")
+    told = f"{label}, from the skills that a target needs to all: {'; '.join(parts)}. Best with all: {', '.join(leaders)}."
     if method not in coefficients.index.get_level_values("method"):
         return told
     most = coefficients.index.get_level_values("k").max()

@@ -116,6 +116,7 @@ def test_growth_compares_the_largest_set_with_the_smallest(tmp_path):
     assert given.loc[("cat", "terms", 5), "value"] == pytest.approx(0.3) and len(given) == 7
     assert growth.finding(table, given, "cat") == (
         "Learned CAT, from the skills that a target needs to all: manual qa 100.0 % with 2, 40.0 % with 5 (a clear loss). "
+        "Best with all: manual qa Learned CAT (40.0 %). "
         "Of 5 skills it gives least to manual (0.10 of an equal 0.20)."
     )
     chart = figures.lines(growth.score_panels(table, ["cat"]), "skills", "right, %", "Growth")

@@ -79,6 +79,14 @@ def test_exact_mcnemar():
     assert same.p_value == 1.0 and (same.difference.low, same.difference.high) == (0.0, 0.0)
 
 
+def test_a_difference_of_shares_stays_within_the_whole():
+    a = np.stack([np.ones(20), np.zeros(20), np.ones(20)])  # seeds that differ as much as they can
+    got = paired_test(a, np.zeros((3, 20))).difference
+    assert got.mean == pytest.approx(2 / 3) and got.high == 1.0 and -1.0 <= got.low < 0
+    lengths = paired_test(50 * a, np.zeros((3, 20))).difference  # scores of another scale have no such bound
+    assert lengths.high > 50
+
+
 def test_permutation_is_clustered_by_problem():
     """On few problems it is exact: all 2^n sign flips of the problems' mean differences."""
     rng = np.random.default_rng(2)

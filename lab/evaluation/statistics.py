@@ -125,8 +125,9 @@ def paired_test(
                 batch=500,
                 rng=np.random.default_rng(seed),
             ).pvalue
+    in_unit = ((both >= 0) & (both <= 1)).all()
     return Comparison(
-        _estimate(difference, unscored, is_difference=True), float(min(p_value, 1.0)), test, wins, losses
+        _estimate(difference, unscored, difference_within=1.0 if in_unit else np.inf), float(min(p_value, 1.0)), test, wins, losses
     )
 
 
@@ -186,8 +187,12 @@ def _binary(scores: np.ndarray) -> bool:
     return bool(np.isin(scores, (0, 1)).all())
 
 
-def _estimate(table: np.ndarray, unscored: int, is_difference: bool = False) -> Estimate:
-    """mean_interval of a clean table; a difference of scores is no proportion, even if it looks like one."""
+def _estimate(table: np.ndarray, unscored: int, difference_within: float | None = None) -> Estimate:
+    """mean_interval of a clean table. difference_within: it holds differences of scores, of at most this much.
+
+    A difference is no proportion, even if it looks like one.
+    """
+    is_difference = difference_within is not None
     seeds, n = table.shape
     mean = float(table.mean())
     constant = bool((table == table.flat[0]).all())
@@ -212,6 +217,8 @@ def _estimate(table: np.ndarray, unscored: int, is_difference: bool = False) -> 
         freedom = total**2 / below if below > 0 else n - 1
         method = "t over seeds and problems"
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * np.sqrt(variance))
-    in_unit = not is_difference and ((table >= 0) & (table <= 1)).all()
-    lowest, highest = (0.0, 1.0) if in_unit else (-np.inf, np.inf)
+    if is_difference:
+        lowest, highest = -difference_within, difference_within
+    else:
+        lowest, highest = (0.0, 1.0) if ((table >= 0) & (table <= 1)).all() else (-np.inf, np.inf)
     return Estimate(mean, max(lowest, mean - half), min(highest, mean + half), n, seeds, unscored, method)

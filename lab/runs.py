@@ -328,7 +328,8 @@ def _run_all(
     begun = told = time.monotonic()
 
     def to_go() -> str:
-        left = {path: max(expected[path] - work.seconds, 0) for path, work in running.items()}
+        # What is overdue is expected to need as long again as it is over its time: it may have to train what others find.
+        left = {path: abs(expected[path] - work.seconds) for path, work in running.items()}
         return f"about {site.duration(_whole(waiting, left, expected, jobs))}"
 
     print(f"{len(plan)} notebook{'s' if len(plan) > 1 else ''}, {jobs} at a time: {to_go()} in all", flush=True)

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -183,6 +184,15 @@ def test_order_parameters_and_estimate(tmp_path, capsys, monkeypatch):
     assert runs._expected(path, out, {"seeds": [0, 1]}, True) == seconds
     assert runs._expected(path, out, {"seeds": [5]}, True) == 70 * 60
     assert runs._expected(path, out, {"seeds": [5]}, False) == 7 * 60
+
+
+def test_what_is_overdue_is_not_said_to_end_at_once(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "notebooks" / "a.ipynb", "import time; time.sleep(4)")
+    monkeypatch.setattr(runs, "NOTEBOOKS", {"a": runs.Listed(minutes=(0.001, 0.001))})
+    monkeypatch.setattr(runs, "EVERY", 0.5)
+    assert runs.main(folders(tmp_path)) == 0
+    waits = re.findall(r"so far, about (\d+) s to go", capsys.readouterr().out)
+    assert int(waits[-1]) >= 2
 
 
 def test_what_cannot_be_written_or_dies_is_a_failed_run_and_the_others_go_on(tmp_path, capsys, monkeypatch):

@@ -198,18 +198,20 @@ def overlap_table(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def finding(records: Sequence[RunRecord], found: Mapping[str, pd.DataFrame]) -> str:
-    """One sentence: what the skills can do, and how their updates lie to each other."""
-    skills = results.skill_names(records)
-    own = {(a, b): 100 * _mean_own(records, a, b) for a in skills for b in skills}
-    alone = ", ".join(f"{skill} {own[skill, skill]:.0f} %" for skill in skills)
-    across = max(score for (a, b), score in own.items() if a != b)
-    same, chance = found[SAME_START].mean(), found[RANDOM].mean()
+def finding(sections: Mapping[str, tuple[Sequence[RunRecord], Mapping[str, pd.DataFrame]]]) -> str:
+    """What the skills can do and how their updates lie to each other, by section: its records, its `overlaps`."""
+    told = []
+    for name, (records, found) in sections.items():
+        skills = results.skill_names(records)
+        own = {(a, b): 100 * _mean_own(records, a, b) for a in skills for b in skills}
+        alone = ", ".join(f"{skill} {own[skill, skill]:.0f} %" for skill in skills)
+        across = max(score for (a, b), score in own.items() if a != b)
+        same, chance = found[SAME_START].mean(), found[RANDOM].mean()
+        shared = " and ".join(f"{same[side] / chance[side]:.1f} times ({side})" for side in ("output", "input"))
+        told.append(f"{name}: {alone}, on another's at most {across:.0f} %; {shared}; {abs(same['cosine']):.2f}.")
     return (
-        f"On their own tests the skills reach {alone}, and at most {across:.0f} % on another's; those of one seed "
-        f"share {same['output'] / chance['output']:.1f} times as much of their output directions and "
-        f"{same['input'] / chance['input']:.1f} times as much of their input directions as random factors, and the "
-        f"cosine of their updates is {abs(same['cosine']):.2f}."
+        "Each skill on its own test; how many directions two skills of one seed share, against random factors; "
+        f"the cosine of their updates. {' '.join(told)}"
     )
 
 

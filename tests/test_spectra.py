@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -132,6 +133,7 @@ def test_own_tests_and_the_sentence():
         "code skill", "code test, %"
     ].startswith("50.0 (36.")
     found = spectra.overlaps({0: [adapter("maths"), adapter("code", 50)]})
-    text = spectra.finding(records, found)
-    assert "maths 95 %, code 50 %, and at most 2 %" in text and text.endswith(".")
+    text = spectra.finding({"5.1": (records, found), "5.2": (records, found)})
+    assert text.count("maths 95 %, code 50 %, on another's at most 2 %; ") == 2 and "5.2: maths" in text
+    assert re.search(r"; \d\.\d times \(output\) and \d\.\d times \(input\); 0\.\d\d\.$", text)
     assert spectra.headline(records)["number"] == "95\u00a0% · 50\u00a0%"

@@ -15,6 +15,7 @@ from scipy import stats
 from lab.errors import LabError
 
 CONFIDENCE = 0.95
+SHARE = (0.0, 1.0)  # between which a proportion lies
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def mean_interval(scores: Sequence | np.ndarray) -> Estimate:
     LabError when no problem is scored.
     """
     table, unscored = _scored(_table(scores))
-    return _estimate(table, unscored)
+    return _estimate(table, unscored, _bounds(table))
 
 
 def paired_test(
@@ -125,9 +126,9 @@ def paired_test(
                 batch=500,
                 rng=np.random.default_rng(seed),
             ).pvalue
-    in_unit = ((both >= 0) & (both <= 1)).all()
+    low, high = _bounds(both)
     return Comparison(
-        _estimate(difference, unscored, difference_within=1.0 if in_unit else np.inf), float(min(p_value, 1.0)), test, wins, losses
+        _estimate(difference, unscored, (low - high, high - low)), float(min(p_value, 1.0)), test, wins, losses
     )
 
 
@@ -160,7 +161,7 @@ def super_linearity(merged: Sequence | np.ndarray, skills: Sequence[Sequence | n
     only = merge & ~any_skill
     counts = [table.sum(axis=-1).mean() for table in (only, ~merge & any_skill, merge, any_skill)]
     total = stacked[1:].sum(axis=(0, -1)).mean()
-    share = _estimate(only.astype(float), unscored)
+    share = _estimate(only.astype(float), unscored, SHARE)
     return SuperLinearity(share, *map(float, counts), float(total), bool(counts[2] > total))
 
 
@@ -187,16 +188,17 @@ def _binary(scores: np.ndarray) -> bool:
     return bool(np.isin(scores, (0, 1)).all())
 
 
-def _estimate(table: np.ndarray, unscored: int, difference_within: float | None = None) -> Estimate:
-    """mean_interval of a clean table. difference_within: it holds differences of scores, of at most this much.
+def _bounds(scores: np.ndarray) -> tuple[float, float]:
+    """Between which a mean of such scores can lie."""
+    return SHARE if ((scores >= 0) & (scores <= 1)).all() else (-np.inf, np.inf)
 
-    A difference is no proportion, even if it looks like one.
-    """
-    is_difference = difference_within is not None
+
+def _estimate(table: np.ndarray, unscored: int, bounds: tuple[float, float]) -> Estimate:
+    """mean_interval of a clean table. bounds: of the mean; those of differences tell them from proportions that look alike."""
     seeds, n = table.shape
     mean = float(table.mean())
     constant = bool((table == table.flat[0]).all())
-    if _binary(table) and (seeds == 1 or constant) and not is_difference:
+    if _binary(table) and (seeds == 1 or constant) and bounds == SHARE:
         low, high = proportion_interval(round(mean * n), n)
         return Estimate(mean, low, high, n, seeds, unscored, "Wilson")
     if n == 1:
@@ -217,8 +219,5 @@ def _estimate(table: np.ndarray, unscored: int, difference_within: float | None 
         freedom = total**2 / below if below > 0 else n - 1
         method = "t over seeds and problems"
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * np.sqrt(variance))
-    if is_difference:
-        lowest, highest = -difference_within, difference_within
-    else:
-        lowest, highest = (0.0, 1.0) if ((table >= 0) & (table <= 1)).all() else (-np.inf, np.inf)
+    lowest, highest = bounds
     return Estimate(mean, max(lowest, mean - half), min(highest, mean + half), n, seeds, unscored, method)

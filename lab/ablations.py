@@ -198,11 +198,12 @@ def seed_spread(records: Sequence[RunRecord], paper: Mapping[str, str] = {}) -> 
 def companions(records: Sequence[RunRecord], folder: Path) -> list[RunRecord]:
     """These records, and those of other methods that have section, preset, problems, data and seeds in common."""
     first, seeds = records[0], {r.seed for r in records}
+    circumstances = {"data", "train_missing"}  # where data lies and what may be trained; the data itself is told by its hash
 
     def alike(other: RunRecord) -> bool:
         ours, theirs = first.parameters["preset"], other.parameters.get("preset", {})
         return (
-            all(ours[name] == theirs[name] for name in ours.keys() & theirs.keys())
+            all(ours[name] == theirs[name] for name in (ours.keys() & theirs.keys()) - circumstances)
             and other.parameters.get("problems") == first.parameters["problems"] and other.seed in seeds
             and other.task_version == first.task_version
             and other.hashes.get("data") == first.hashes["data"]

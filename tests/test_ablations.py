@@ -185,15 +185,16 @@ def test_learned_against_static_and_the_spread(saved):
 
 
 def test_companions_are_runs_of_the_same_kind(saved, tmp_path):
-    own = saved(run("cat", 0, [1, 0]))
+    own = saved(run("cat", 0, [1, 0], data="world"))
     saved(
+        run("new_lora", 0, [1, 1], data={"maths": "world"}),  # the same data, named in another way
         run("ties", 0, [1, 1]),
         run("ties", 1, [1, 1]),
         run("svd", 0, [1, 1, 1]),
         run("knots", 0, [1, 1], rank=4),
         run("base", 0, [0, 0], "other"),
     )
-    assert [r.method for r in ablations.companions(own, tmp_path)] == ["cat", "ties"]
+    assert [r.method for r in ablations.companions(own, tmp_path)] == ["cat", "new_lora", "ties"]
 
 
 def test_figures_mark_the_choices():

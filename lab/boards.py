@@ -133,7 +133,7 @@ def lines(board: Board) -> list[Line]:
     return sorted(found, key=lambda line: -line.score)
 
 
-SHOWN = 40  # problems of a board in the browser of completions; its page must hold them itself, for it opens from disk
+SHOWN = 30  # problems of a board in the browser of completions; its page must hold them itself, for it opens from disk
 
 
 def completions(board: Board) -> dict:

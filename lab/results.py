@@ -464,19 +464,27 @@ def format_tradeoff(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def finding(table: pd.DataFrame) -> str:
-    """One sentence from a result table: where the reference stands, and which method it must be held against."""
+    """One sentence from a result table: where the reference stands, which method it must be held against, and how sure that is."""
     reference = table.attrs["reference"]
     own = table.loc[reference]
     others = table.drop(index=reference)
     if others.empty:
         return f"{own['label']} solves {_percent(own['score'])} %; there is nothing to compare it with."
     best = others.loc[others["score"].astype(float).idxmax()]
-    points = -100 * float(best["difference"])
-    sure = "a clear difference" if float(best["p_holm"]) < 0.05 else "not a clear difference"
-    order = "ahead of" if points > 0 else "behind" if points < 0 else "level with"
+    points, low, high = (-100 * float(best[name]) for name in ("difference", "difference_high", "difference_low"))
+    size = f"{abs(points):.1f}"
+    order = "level with" if size == "0.0" else f"{size} points {'ahead of' if points > 0 else 'behind'}"
+    p_value = f"({_p_said(best['p_holm'])}, Holm)"
+    if not best["p_holm"] < 0.05:
+        sure = f"not a clear difference {p_value}"
+    elif _is_sure(best["p_holm"], low, high):
+        sure = f"a clear difference {p_value}"
+    else:
+        span = f"{low:+.1f} to {high:+.1f}".replace("-", "−")
+        sure = f"a clear difference with these seeds {p_value}, not for new ones ({span})"
     return (
-        f"{own['label']} solves {_percent(own['score'])} %, {abs(points):.1f} points {order} the best other method, "
-        f"{best['label']} ({_percent(best['score'])} %): {sure} ({_p_said(best['p_holm'])}, Holm)."
+        f"{own['label']} solves {_percent(own['score'])} %, {order} the best other method, "
+        f"{best['label']} ({_percent(best['score'])} %): {sure}."
     )
 
 
@@ -504,8 +512,8 @@ def differences(pairs: Mapping[tuple, tuple[Sequence[RunRecord], Sequence[RunRec
 
     pairs: name -> the records of two methods (or of one, with other skills) that answered the same problems, one record per seed;
     one without seeds stands beside every seed of the other. One row per pair: difference, low, high (fractions, 95 %), p, p_holm,
-    verdict, test, n, seeds. The verdict is "better" or "worse" where p_holm < 0.05 (which speaks of these seeds) and the interval
-    (which speaks of new ones too) leaves out 0, else "unclear". Raises LabError when the problems differ.
+    verdict, test, n, seeds. The verdict is "better" or "worse" where the difference is sure, else "unclear". Raises LabError when
+    the problems differ.
     """
     by_path = {r.path: r for pair in pairs.values() for own in pair for r in own}
     rows = {path: {row["id"]: row for row in record.rows()} for path, record in by_path.items()}
@@ -521,7 +529,7 @@ def differences(pairs: Mapping[tuple, tuple[Sequence[RunRecord], Sequence[RunRec
         }  # fmt: skip
     adjusted = statistics.holm({name: line["p"] for name, line in lines.items()})
     for name, line in lines.items():
-        sure = adjusted[name] < 0.05 and line["low"] * line["high"] > 0
+        sure = _is_sure(adjusted[name], line["low"], line["high"])
         line |= {"p_holm": adjusted[name], "verdict": ("better" if line["difference"] > 0 else "worse") if sure else "unclear"}
     return pd.DataFrame(list(lines.values()), index=pd.MultiIndex.from_tuples(lines))
 
@@ -850,6 +858,11 @@ def _percent_range(mean: float, low: float, high: float) -> str:
 
 def _points_range(mean: float, low: float, high: float) -> str:
     return "" if np.isnan(mean) else f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−")
+
+
+def _is_sure(p_holm: float, low: float, high: float) -> bool:
+    """Whether a difference is clear: by the test, which speaks of these seeds, and by its interval, which speaks of new ones too."""
+    return p_holm < 0.05 and low * high > 0
 
 
 def _p_said(value: float) -> str:

@@ -178,6 +178,25 @@ def test_formatted_table(records):
     assert shown.loc["Base", "n × seeds"] == "8 × 1"
 
 
+def test_the_finding_is_clear_only_where_the_test_and_the_interval_agree(tmp_path):
+    def told(name, *by_seed):
+        runs = [("cat", [1.0, 0.0] * 20)] * len(by_seed) + [("ties", scores) for scores in by_seed]
+        saves = [saved(tmp_path / name, method, i % len(by_seed), scores) for i, (method, scores) in enumerate(runs)]
+        return results.finding(results.result_table(saves, "cat"))
+
+    half = "Learned CAT solves 50.0 %, "
+    assert told("steady", [0.0] * 40, [0.0] * 40) == (
+        f"{half}50.0 points ahead of the best other method, TIES (0.0 %): a clear difference (p < 0.001, Holm)."
+    )
+    assert "behind the best other method" in told("one", [1.0] * 40) and ": a clear difference" in told("one", [1.0] * 40)
+    assert told("level", [1.0, 0.0] * 20) == f"{half}level with the best other method, TIES (50.0 %): " + (
+        "not a clear difference (p = 1.000, Holm)."
+    )
+    seeds_disagree = told("apart", [0.0] * 40, [1.0, 0.0] * 20)
+    assert ": a clear difference with these seeds (p < 0.001, Holm), not for new ones (−" in seeds_disagree
+    assert seeds_disagree.endswith(" to +100.0)."), seeds_disagree
+
+
 def test_tables_refuse_what_cannot_be_compared(records, tmp_path):
     with pytest.raises(LabError, match="no record of ties"):
         results.result_table(records, "ties")

@@ -34,6 +34,7 @@ from lab.store import Store
 
 HELD_OUT_ROWS = 80  # enough to order merges by their loss; the target's answers cost more
 ORACLE, HONEST = "best on the target", "lowest held-out loss"
+_SUFFIXES = {ORACLE: "oracle", HONEST: "held_out"}  # of a choice that is asked again as a contender
 LEARNING = ("learning_rate", "coefficient_share")  # of a learned method, besides its own parameters
 Grid = Mapping[str, Sequence]
 
@@ -114,9 +115,8 @@ def contender(table: pd.DataFrame, choice: str) -> Callable[[Bench], Entry]:
 
 def confirm(tables: Sequence[pd.DataFrame]) -> dict[str, Callable[[Bench], Entry]]:
     """Both choices of every sweep as contenders: "ties_factors_oracle", "ties_factors_held_out", …"""
-    suffixes = {ORACLE: "oracle", HONEST: "held_out"}
     return {
-        f"{t.attrs['method']}_{suffix}": contender(t, choice) for t in tables for choice, suffix in suffixes.items()
+        f"{t.attrs['method']}_{suffix}": contender(t, choice) for t in tables for choice, suffix in _SUFFIXES.items()
     }
 
 
@@ -214,8 +214,13 @@ def companions(records: Sequence[RunRecord], folder: Path) -> list[RunRecord]:
     return [*records, *(r for r in found if r.method not in methods and alike(r))]
 
 
-def finding(tables: Sequence[pd.DataFrame], sections: Mapping[str, Sequence[RunRecord]]) -> str:
-    """One sentence: learned against static, and what choosing on the test itself is worth."""
+def finding(
+    tables: Sequence[pd.DataFrame], sections: Mapping[str, Sequence[RunRecord]], asked: Sequence[RunRecord] = ()
+) -> str:
+    """One sentence: learned against static, and what choosing on the test itself is worth.
+
+    asked: records of the contenders of `confirm`, whose scores are told in place of the sweep's own few problems.
+    """
     parts = []
     for name, records in sections.items():
         learned = results.result_table(records, reference="cat_static").loc["cat"]
@@ -224,11 +229,15 @@ def finding(tables: Sequence[pd.DataFrame], sections: Mapping[str, Sequence[RunR
             f"{section_title(name)}: learned CAT is {points[0]} points ({points[1]} to {points[2]}) from static CAT"
         )
     for table in tables:
-        oracle, honest = (100 * choices(table).at[name, "score"] for name in (ORACLE, HONEST))
+        said = []
+        for choice, suffix in _SUFFIXES.items():
+            again = [r.scores["right"] for r in asked if r.method == f"{table.attrs['method']}_{suffix}"]
+            once = f"{100 * choices(table).at[choice, 'score']:.1f} %"
+            said.append(f"{100 * sum(again) / len(again):.1f} % on the whole test ({once} in the sweep)" if again else once)
         label = results.describe(table.attrs["method"]).label
         parts.append(
-            f"of {len(table)} settings of {label} the best on the target scores {oracle:.0f} %, the one with the "
-            f"lowest held-out loss {honest:.0f} %"
+            f"of {len(table)} settings of {label} the best on the target scores {said[0]}, the one with the lowest held-out loss "
+            f"{said[1]}"
         )
     return "; ".join(parts) + "."
 

@@ -24,7 +24,8 @@ def methods(section: Section, wanted: Sequence[str] = ()) -> list[str]:
     """The base, each skill, controls, and the wanted (default all) methods of the library that the section can serve."""
     shown = {name for name, method in METHODS.items() if method.recipe and method.recipe.data == "target"}  # see some of the target
     served = [name for name in wanted or METHODS if section.target.demonstrations or name not in shown]
-    controls = ["data_mix", "new_lora", "random_loras", "rescale_one"]
+    mixes = [name for name in section.contenders if name.startswith("data_mix")]
+    controls = ["data_mix", *mixes, "new_lora", "new_lora_compute", "random_loras", "rescale_one"]
     return list(dict.fromkeys(["base", *(task.name for task in section.skills), *controls, *served]))
 
 

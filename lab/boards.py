@@ -14,7 +14,7 @@ from lab.figures import coefficient_grids
 from lab.files import content_hash
 from lab.presets import PRESETS
 from lab.published import Published
-from lab.results import RunRecord, describe, questions_file, skill_names
+from lab.results import RunRecord, by_question, describe, questions_file, skill_names
 
 Rows = Sequence[Mapping]
 
@@ -287,9 +287,9 @@ def _label(records: Sequence[RunRecord]) -> str:
 
 
 def _interval(board: Board, records: Sequence[RunRecord]) -> tuple[float | None, float | None]:
-    if len(records) == 1:
+    scores = [by_question(board.rows.get(r.key, ())) for r in records]
+    if len(records) == 1 and not scores[0]:
         return records[0].interval
-    scores = [{row["id"]: row["score"] for row in board.rows.get(r.key, ())} for r in records]
     if not scores[0] or any(own.keys() != scores[0].keys() for own in scores):
         return None, None
     estimate = mean_interval([[own[name] for name in scores[0]] for own in scores])

@@ -43,7 +43,7 @@ def continual(bench: Bench) -> Entry:
         with folded(bench.model, first):
             second, facts = after.load()
         ones = torch.ones(2, len(module_names([first, second])))
-        merged = concatenate([first, second], ones, name="data_mix", recipe={})
+        merged = concatenate([first, second], ones, name="data_mix_continual", recipe={})
         return merged, {"loss": facts["loss"], "steps": steps}
 
-    return bench.made("data_mix", bench.key(continual=[text.name, answering.name]), build)
+    return bench.made("data_mix_continual", bench.key(continual=[text.name, answering.name]), build)

@@ -11,9 +11,11 @@ from lab.results import RunRecord, describe, skill_names
 
 # Label of a control -> its method; "" where it is chosen among the records.
 BEST_SKILL, NOISE = "Best skill alone", "Random LoRAs"
+CONTINUAL = "data_mix_continual"  # not every section has it
 CONTROLS = {
     "Base": "base", BEST_SKILL: "", "One skill, rescaled": "rescale_one", "Static CAT": "cat_static", "Random CAT": "cat_random",
     NOISE: "random_loras", "New LoRA, same data": "new_lora", "New LoRA, same compute": "new_lora_compute", "Data mix": "data_mix",
+    "Data mix (continual)": CONTINUAL,
 }  # fmt: skip
 
 
@@ -26,7 +28,7 @@ def methods(section: Section, learned: Sequence[str]) -> list[str]:
     """All that the table needs of a section. Raises LabError unless there are one to three learned merges."""
     if not 1 <= len(learned) <= 3:
         raise LabError(f"There are {len(learned)} learned merges; give one to three.")
-    fixed = [method for method in CONTROLS.values() if method not in ("", "random_loras")]
+    fixed = [method for method in CONTROLS.values() if method not in ("", "random_loras", CONTINUAL) or method in section.contenders]
     return list(dict.fromkeys([*fixed, *(task.name for task in section.skills), *map(noise, learned), *learned]))
 
 
@@ -45,6 +47,8 @@ def table(records: Mapping[str, Sequence[RunRecord]], learned: Sequence[str]) ->
         for merge in learned:
             for label, method in CONTROLS.items():
                 method = {BEST_SKILL: best, NOISE: noise(merge)}.get(label, method)
+                if method == CONTINUAL and method not in by_method:
+                    continue
                 pairs[name, merge, label] = by_method[merge], by_method[method]
                 told[name, merge, label] = {
                     "method": method, "score": _score(by_method[merge]), "control_score": _score(by_method[method])

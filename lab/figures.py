@@ -438,16 +438,16 @@ def forest(table: pd.DataFrame, title: str = "Learned merges against their contr
     beside = min(2, len(sections))
     down = -(-len(sections) // beside)
     chart, panels = _chart(down * (0.21 * len(controls) + 0.42) + 1.2, down, beside, sharex=True)
-    places = np.arange(len(controls))
     for number, (panel, section) in enumerate(zip(panels, sections, strict=False)):
         for sign, shift, merge in zip(_MARKERS, np.linspace(-0.2, 0.2, len(merges)), merges, strict=False):
-            own = table.xs((section, merge), level=("section", "learned")).loc[controls]
+            own = table.xs((section, merge), level=("section", "learned"))
+            places = np.array([controls.index(control) for control in own.index])
             points, low, high = (100 * own[name].to_numpy(dtype=float) for name in ("difference", "low", "high"))
             colours = [_VERDICTS[verdict] for verdict in own["verdict"]]
             panel.hlines(places + shift, low, high, color=colours, linewidth=1.2)
             panel.scatter(points, places + shift, s=15, marker=sign, color=colours, zorder=2, linewidth=0)
         panel.axvline(0, color=INK, linewidth=0.9)
-        panel.set_yticks(places, controls if number % beside == 0 else [])
+        panel.set_yticks(range(len(controls)), controls if number % beside == 0 else [])
         panel.set_ylim(len(controls) - 0.5, -0.5)
         panel.set_title(section, color=INK, fontsize=9.5)
         lowest = number + beside >= len(sections)

@@ -83,5 +83,5 @@ def finding(table: pd.DataFrame, method: str = "cat") -> str:
     order = "level with" if round(own["elo"]) == round(best["elo"]) else "ahead of" if upper is own else "behind"
     return (
         f"In pairwise verdicts {own['label']} stands {order} {best['label']} "
-        f"(Elo {own['elo']:.0f} against {best['elo']:.0f}; their intervals {'do not overlap' if apart else 'overlap'})."
+        f"(Elo {own['elo']:.0f} against {best['elo']:.0f}; with these seeds their intervals {'do not overlap' if apart else 'overlap'})."
     )

@@ -354,7 +354,7 @@ def plan_section(
         if name in fresh:
             tokens = preset.epochs * found.rows * found.tokens
             job(f"skill {name}", train_steps(preset, found.rows), tokens, found.tokens)
-    names = {name for name in methods if name in ("data_mix", "data_mix_plain")}
+    names = {name for name in methods if name in ("data_mix", "data_mix_continual")}
     for name in sorted(names):
         if section.contenders.get(name) is continual:
             last = list(data.values())[-1]

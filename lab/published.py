@@ -92,7 +92,7 @@ NUMBERS = {
             "cat_static",
         ),
         _closed_book("biology chapter: instruction skill", "Appendix C.2", 43, "instruction", "biology_qa"),
-        _closed_book("biology chapter: data-mix", "Appendix C.2", 54, "data_mix", "biology_qa"),
+        _closed_book("biology chapter: data-mix", "Appendix C.2", 54, "data_mix_continual", "biology_qa"),
     ),
     BIOASQ: (
         _bioasq("textbook skill, 5 worked examples", 0.041, "terms_few_shot"),
@@ -100,7 +100,7 @@ NUMBERS = {
         _bioasq("TIES", 0.04, "ties"),
         _bioasq("DARE", 0.037, "dare_linear"),
         _bioasq("MoE", 0.037, "moe"),
-        _bioasq("data-mix", 0.044, "data_mix"),
+        _bioasq("data-mix", 0.044, "data_mix_continual"),
         _bioasq("CAT", 0.028, "cat"),
     ),
     COMMONSENSE: (

@@ -95,7 +95,8 @@ class RunRecord:
     """One method, one seed, one task: what was measured and everything that determined it.
 
     method: a registered method, or a skill's own name for that skill alone. n: problems scored; unscored: problems left out.
-    scores: means over the scored problems; 'right' is the main one. interval: 95 % of 'right'. classes: reason -> count, over all
+    scores: means over the scored problems; 'right' is the main one. interval: 95 % of 'right', as if no two problems were
+    wordings of one question. classes: reason -> count, over all
     problems. own: skill -> this method's score on that skill's own test. parameters, hashes, environment: JSON-able.
     coefficients: None or {'skills': [...], 'modules': [...], 'values': skills x modules}. loss: per step, or None.
     seconds: stage -> seconds. sandbox: isolation level. key: content hash of all that determines the result.
@@ -704,6 +705,10 @@ class _Run:
     record: RunRecord
     rows: Mapping[str, Mapping]
 
+    @functools.cached_property
+    def questions(self) -> dict[str, float | None]:
+        return by_question(self.rows.values())
+
 
 def _group(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     """Records by method and, inside, by seed, both in order. Raises LabError for none, or two of the same method and seed."""
@@ -742,10 +747,21 @@ def _check_problems(runs: Mapping[object, Mapping[int, _Run]]) -> None:
                 )
 
 
+def by_question(rows: Iterable[Mapping]) -> dict[str, float | None]:
+    """Score per question: the mean over its wordings, which are not independent; None where one of them is unscored.
+
+    The id of a problem that is asked in several wordings names the wording, then the question: "format 3, 17".
+    """
+    scores: dict[str, list[float | None]] = {}
+    for row in rows:
+        scores.setdefault(row["id"].rpartition(", ")[2], []).append(row["score"])
+    return {question: None if None in own else sum(own) / len(own) for question, own in scores.items()}
+
+
 def _scores(by_seed: Mapping[int, _Run]) -> list[list[float | None]]:
-    """(seeds, problems), problems in the order of the first run."""
-    order = list(next(iter(by_seed.values())).rows)
-    return [[run.rows[key]["score"] for key in order] for run in by_seed.values()]
+    """(seeds, questions), questions in the order of the first run."""
+    order = list(next(iter(by_seed.values())).questions)
+    return [[run.questions[question] for question in order] for run in by_seed.values()]
 
 
 def _common_seeds(runs: Mapping[str, Mapping[int, _Run]], methods: Sequence[str]) -> list[int]:
@@ -762,10 +778,10 @@ def _at(by_seed: Mapping[int, _Run], seed: int) -> _Run:
 
 
 def _paired(runs: Mapping[str, Mapping[int, _Run]], *methods: str) -> list[list[list[float | None]]]:
-    """Per method (seeds, problems), with the same problems and, as far as they have several, the same seeds."""
-    order = list(next(iter(runs[methods[0]].values())).rows)
+    """Per method (seeds, questions), with the same questions and, as far as they have several, the same seeds."""
+    order = list(next(iter(runs[methods[0]].values())).questions)
     seeds = _common_seeds(runs, methods)
-    return [[[_at(runs[method], seed).rows[key]["score"] for key in order] for seed in seeds] for method in methods]
+    return [[[_at(runs[method], seed).questions[question] for question in order] for seed in seeds] for method in methods]
 
 
 def _jsonl(rows: Sequence[Mapping]) -> bytes:

@@ -181,7 +181,7 @@ class Listed:
 EVERY = 60  # seconds between two lines that tell how far it is
 SECTIONS = ("s5_1_math_code", "s5_2_qabot", "s5_3_reading", "s5_4_prompt_formats")
 # What no table may lack, beside the base and the skills.
-CONTROLS = ["data_mix", "cat_static", "cat_random", "cat", "new_lora", "random_loras", "rescale_one"]
+CONTROLS = ["data_mix", "cat_static", "cat_random", "cat", "new_lora", "new_lora_compute", "random_loras", "rescale_one"]
 BRIEF = {"settings": {"own_test": 20}}
 FEW = BRIEF | {"problems": 100}
 SEEDS = {"seeds": [0, 1, 2]}
@@ -196,14 +196,14 @@ NOTEBOOKS = {
         minutes=(5, 135),
     ),
     "s5_2_qabot": Listed(
-        quick=FEW | {"methods": ["base", "manual", "instruction", *CONTROLS, "task_arithmetic", "ties", "cat_free", "rank_cat", "retrieval_bm25"]},
+        quick=FEW | {"methods": ["base", "manual", "instruction", "data_mix_continual", *CONTROLS, "task_arithmetic", "ties", "cat_free", "rank_cat", "retrieval_bm25"]},
         full=WHOLE,
         minutes=(1.5, 26),
     ),
     "s5_3_reading": Listed(
         quick=FEW | {
-            "methods": ["base", "terms", "terms_few_shot", "extraction", *CONTROLS, "task_arithmetic", "ties", "cat_free", "rank_cat"],
-            "judged": ["base", "terms_few_shot", "extraction", "ties", "data_mix", "cat_static", "cat"],
+            "methods": ["base", "terms", "terms_few_shot", "extraction", "data_mix_continual", *CONTROLS, "task_arithmetic", "ties", "cat_free", "rank_cat"],
+            "judged": ["base", "terms_few_shot", "extraction", "ties", "data_mix", "data_mix_continual", "cat_static", "cat"],
         },
         full=WHOLE,
         minutes=(2, 37),
@@ -229,7 +229,7 @@ NOTEBOOKS = {
         FEW | {"methods": ["cat_static", "task_arithmetic", "cat_random", "cat", "rank_cat", *CONTROLS[4:]]},
         SEEDS | {
             "problems": 200, "settings": {"own_test": 20},
-            "methods": [*CONTROLS[:4], "task_arithmetic", "rank_cat", "moe", *CONTROLS[4:], "new_lora_compute"],
+            "methods": [*CONTROLS[:4], "task_arithmetic", "rank_cat", "moe", *CONTROLS[4:]],
         },
         after=("s5_2_qabot", "s5_3_reading"),
         minutes=(5, 95),

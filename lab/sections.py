@@ -3,7 +3,7 @@
 import dataclasses
 from functools import partial
 
-from lab.comparison import Bench, Entry, Section, base_few_shot, data_mix
+from lab.comparison import Bench, Entry, Section, base_few_shot
 from lab.continual import continual
 from lab.errors import LabError
 from lab.evaluation.retrieval import RETRIEVERS
@@ -34,7 +34,7 @@ def qabot(questions: str = "game") -> Section:
         "s5_2_qabot", (text, instruction.TASK), target,
         presets={"embedded": READER, "small": {"epochs": 3}},
         contenders={
-            "manual_few_shot": text_few_shot, "data_mix": continual, "data_mix_plain": data_mix,
+            "manual_few_shot": text_few_shot, "data_mix_continual": continual,
             **{method: partial(open_book, method=method, file=file) for method in RETRIEVERS},
         },
     )  # fmt: skip
@@ -46,7 +46,7 @@ QABOT = qabot()
 READING = Section(
     "s5_3_reading", (terms.TASK, extraction.TASK), technical_reading.TASK,
     presets={"embedded": READER, "paper": {"max_tokens": 2048, "batch_size": 4}},
-    contenders={"terms_few_shot": text_few_shot, "data_mix": continual},
+    contenders={"terms_few_shot": text_few_shot, "data_mix_continual": continual},
 )  # fmt: skip
 
 

@@ -74,27 +74,31 @@ class Html:
         return bundle | ({CARD_TYPE: dict(self.card)} if self.card else {})
 
 
-def card(records: Sequence[RunRecord], method: str = "cat", finding: str = "") -> Html:
+def card(
+    records: Sequence[RunRecord], method: str = "cat", finding: str = "", others: Iterable[RunRecord] = (), seconds: float = 0
+) -> Html:
     """Headline of a section for its page and the index, and where its numbers come from. The last expression of a notebook.
 
-    method: whose score is the headline number. finding: one sentence of what was found, the notebook's own words.
+    method: whose score is the headline number. finding: one sentence of what was found, the notebook's own words. others: what
+    else the page shows, for where its numbers come from; seconds: that were spent on what has no records.
     """
     table = result_table(records, method)
     row, skills = table.loc[method], skill_names(records)
-    others = table[table["role"].isin(["base", "skills"])]
+    weaker = table[table["role"].isin(["base", "skills"])]
     number = f"{100 * row['score']:.1f}\u00a0%"
     caption = (
         f"{describe(method, skills).label}: {100 * row['low']:.1f}–{100 * row['high']:.1f}\u00a0% (95\u00a0%), "
         f"{row['n']} problems × {row['seeds']} {'seed' if row['seeds'] == 1 else 'seeds'}"
     )
-    if len(others):
-        best = others.loc[others["score"].idxmax()]
+    if len(weaker):
+        best = weaker.loc[weaker["score"].idxmax()]
         caption += f"; {best['label']}: {100 * best['score']:.1f}\u00a0%"
-    seconds = sum(sum(r.seconds.values()) for r in records)
+    records = list({r.key: r for r in (*records, *others)}.values())
+    seconds += sum(sum(r.seconds.values()) for r in records)
     facts = {
         "Preset": _joined(r.preset for r in records),
         "Seeds": _joined(r.seed for r in records),
-        "Problems": f"{row['n']} ({_joined(f'{r.task} version {r.task_version}' for r in records)})",
+        "Problems": _joined(f"{r.n + r.unscored} of {r.task} version {r.task_version}" for r in records),
         "Measured in": f"{duration(seconds)}, all methods and seeds together",
         "Machine": _joined(_machine(r.environment) for r in records),
         "Sandbox": _joined(r.sandbox for r in records) or "none",

@@ -206,12 +206,18 @@ def finding(sections: Mapping[str, tuple[Sequence[RunRecord], Mapping[str, pd.Da
         own = {(a, b): 100 * _mean_own(records, a, b) for a in skills for b in skills}
         alone = ", ".join(f"{skill} {own[skill, skill]:.0f} %" for skill in skills)
         across = max(score for (a, b), score in own.items() if a != b)
-        same, chance = found[SAME_START].mean(), found[RANDOM].mean()
-        shared = " and ".join(f"{same[side] / chance[side]:.1f} times ({side})" for side in ("output", "input"))
-        told.append(f"{name}: {alone}, on another's at most {across:.0f} %; {shared}; {abs(same['cosine']):.2f}.")
+        kinds = {"of one seed": SAME_START, "of two seeds": OTHER_START}
+        shared = ", ".join(
+            f"{' and '.join(f'{found[pair][side].mean() / found[RANDOM][side].mean():.1f}' for side in ('output', 'input'))} {kind}"
+            for kind, pair in kinds.items() if pair in found
+        )  # fmt: skip
+        told.append(
+            f"{name}: {alone}, on another's at most {across:.0f} %; {shared}; cosine {abs(found[SAME_START]['cosine'].mean()):.2f}."
+        )
     return (
-        "Each skill on its own test; how many directions two skills of one seed share, against random factors; "
-        f"the cosine of their updates. {' '.join(told)}"
+        "Each skill on its own test; how many times as many directions (outputs and inputs) as random factors two skills share, "
+        "where those of one seed began with the same random inputs and those of two seeds share only what they learned; "
+        f"the cosine of two updates of one seed. {' '.join(told)}"
     )
 
 

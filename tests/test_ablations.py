@@ -179,8 +179,12 @@ def test_learned_against_static_and_the_spread(saved):
     table.attrs["method"] = "ties_factors"
     text = ablations.finding([table], {"s5_9_sums": records})
     assert text.startswith("5.9 sums: learned CAT is +68.8 points (") and text.endswith(
-        "of 2 settings of TIES on factors the best on the target scores 50 %, the one with the lowest held-out loss "
-        "10 %."
+        "of 2 settings of TIES on factors the best on the target scores 50.0 %, the one with the lowest held-out loss "
+        "10.0 %."
+    )
+    asked = saved(run("ties_factors_oracle", 0, [1, 0, 0, 0]), run("ties_factors_oracle", 1, [0, 0, 0, 0]))
+    assert "the best on the target scores 12.5 % on the whole test (50.0 % in the sweep), the one with" in ablations.finding(
+        [table], {"s5_9_sums": records}, asked
     )
 
 

@@ -163,7 +163,8 @@ def controlled(tmp_path):
 
 def test_every_control_of_every_learned_merge(controlled):
     table = controls.table({"5.1": controlled}, ["cat", "rank_cat"])
-    assert len(table) == 2 * len(controls.CONTROLS)
+    assert len(table) == 2 * (len(controls.CONTROLS) - 1) and controls.CONTINUAL not in controls.methods(MATH_CODE, ["cat"])
+    assert controls.CONTINUAL in controls.methods(QABOT, ["cat"])
     assert table.loc[("5.1", "cat", controls.BEST_SKILL), "method"] == "code"
     assert table.loc[("5.1", "cat", controls.NOISE), "method"] == "random_loras"
     noise = table.loc[("5.1", "rank_cat", controls.NOISE)]
@@ -202,7 +203,7 @@ def test_forest_has_a_panel_per_section_and_a_sign_per_merge(controlled):
     table = pd.concat([controls.table({name: controlled}, ["cat", "rank_cat"]) for name in ("a", "b", "c")])
     chart = figures.forest(table)
     assert [axes.get_title() for axes in chart.axes] == ["a", "b", "c"]
-    signs = [c for c in chart.axes[0].collections if len(c.get_offsets()) == len(controls.CONTROLS)]
+    signs = [c for c in chart.axes[0].collections if len(c.get_offsets()) == len(controls.CONTROLS) - 1]
     assert len(signs) == 2 and signs[0].get_offsets()[0][0] == pytest.approx(75)  # CAT against the base
     assert "CAT per rank and Random LoRAs, c: +95.0, better" in chart.alt
 

@@ -83,15 +83,15 @@ def preset(tiny_base):
 def test_the_steps_are_those_that_training_takes(section, preset, tmp_path):
     preset = get_preset("embedded", **preset)
     names = [task.name for task in section.skills]
-    methods = [*names, "data_mix", "cat", "new_lora"]
+    mixes = {"data_mix": "data_mix"} | ({"data_mix_continual": "data_mix_continual, after the text"} if section is READING else {})
+    methods = [*names, *mixes, "cat", "new_lora"]
     records = compare(section, preset, methods, [0], 1, out=tmp_path / "records", artifacts=tmp_path / "store")
     really = {r.method: r.parameters["steps"] for r in records if "steps" in r.parameters}
     for file in (tmp_path / "store").glob("*/training.json"):
         really[file.parent.name.rpartition("-")[0]] = json.loads(file.read_text())["steps"]
     jobs = {job.name: job for job in plan_section(section, preset, methods, [0], 1, plan.CPU).jobs}
     assert [jobs[f"skill {name}"].steps for name in names] == [really[f"skill-{name}"] for name in names]
-    mixed = "data_mix" if section is MATH_CODE else "data_mix, after the text"
-    assert jobs[mixed].steps == really["data_mix"]
+    assert [jobs[job].steps for job in mixes.values()] == [really[name] for name in mixes]
     assert jobs["cat: coefficients, 2 rates"].steps == 2 * really["cat"]
     assert jobs["new_lora"].steps == really["new_lora-1"]
 

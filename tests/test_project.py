@@ -37,7 +37,7 @@ def test_notebook_is_committed_clean(path):
 
 def small(tiny_base, tmp_path) -> dict:
     return {
-        "base": str(tiny_base), "problems": 3, "out": str(tmp_path / "out"), "artifacts": str(tmp_path / "artifacts"),
+        "base": str(tiny_base), "problems": 5, "out": str(tmp_path / "out"), "artifacts": str(tmp_path / "artifacts"),
         "settings": {"rank": 2, "lora_alpha": 4, "train_rows": 24, "coefficient_share": 0.5, "coefficient_rates": [0.01, 0.1],
                      "own_test": 2, "max_new_tokens": 4},
     }  # fmt: skip
@@ -79,7 +79,7 @@ def test_more_skills_notebook_runs_small(tiny_base, tmp_path):
 
 
 def test_formats_notebook_runs_small(tiny_base, tmp_path):
-    given = small(tiny_base, tmp_path) | {"problems": 4, "methods": ["data_mix", "cat"], "choice_methods": ["data_mix", "cat"]}
+    given = small(tiny_base, tmp_path) | {"problems": 8, "methods": ["data_mix", "cat"], "choice_methods": ["data_mix", "cat"]}
     run = run_notebook(PROJECT / "notebooks" / "s5_4_prompt_formats.ipynb", tmp_path / "run.ipynb", given)
     assert run.ok, f"cell {run.failed_cell}: {run.error}"
     assert len(list((tmp_path / "out" / "records").glob("s5_4_prompt_formats_*/*.json"))) == 4 * 5
@@ -87,7 +87,7 @@ def test_formats_notebook_runs_small(tiny_base, tmp_path):
 
 def test_qabot_notebook_runs_small(tiny_base, tmp_path):
     given = small(tiny_base, tmp_path)
-    given["methods"] = ["base", "few_shot", "manual", "instruction", "data_mix", "cat_static", "moe", "lorahub", "cat", "retrieval_bm25"]
+    given["methods"] = ["base", "few_shot", "manual", "instruction", "data_mix_continual", "cat_static", "moe", "lorahub", "cat", "retrieval_bm25"]
     run = run_notebook(PROJECT / "notebooks" / "s5_2_qabot.ipynb", tmp_path / "run.ipynb", given)
     assert run.ok, f"cell {run.failed_cell}: {run.error}"
     assert len(list((tmp_path / "out" / "records" / "s5_2_qabot").glob("*.json"))) == len(given["methods"])
@@ -109,8 +109,8 @@ def test_ablations_notebook_runs_small(tiny_base, tmp_path):
 
 
 def test_reading_notebook_runs_small(tiny_base, tmp_path):
-    methods = ["base", "few_shot", "terms", "terms_few_shot", "extraction", "data_mix", "cat_static", "moe", "lorahub", "cat"]
-    given = small(tiny_base, tmp_path) | {"methods": methods, "judged": ["base", "terms_few_shot", "extraction", "data_mix", "cat"]}
+    methods = ["base", "few_shot", "terms", "terms_few_shot", "extraction", "data_mix_continual", "cat_static", "moe", "lorahub", "cat"]
+    given = small(tiny_base, tmp_path) | {"methods": methods, "judged": ["base", "terms_few_shot", "extraction", "data_mix_continual", "cat"]}
     run = run_notebook(PROJECT / "notebooks" / "s5_3_reading.ipynb", tmp_path / "run.ipynb", given)
     assert run.ok, f"cell {run.failed_cell}: {run.error}"
     assert len(list((tmp_path / "out" / "records" / "s5_3_reading").glob("*.json"))) == len(methods)

@@ -97,7 +97,7 @@ def test_the_base_is_exactly_itself_after_folding(bench):
 
 def test_continual_mix_is_one_adapter_of_both_steps(bench):
     """Text folded in, then answering learned for one epoch: the same logits as the base with the resulting adapter."""
-    entry = comparison.get_contender("data_mix", QABOT)(bench)
+    entry = comparison.get_contender("data_mix_continual", QABOT)(bench)
     adapter, facts = entry.load()
     rows = bench.rows(instruction.TASK)
     assert adapter.rank == 4 and facts["steps"] == train_steps(bench.preset.change(epochs=1), len(rows)) == len(facts["loss"])
@@ -115,7 +115,7 @@ def test_continual_mix_is_one_adapter_of_both_steps(bench):
     module = next(iter(alone.modules))
     learned = [adapter.modules[module].delta_weight() for adapter in (second, alone)]
     assert not torch.allclose(*learned)  # on other weights
-    again, _ = comparison.get_contender("data_mix", QABOT)(bench).load()
+    again, _ = comparison.get_contender("data_mix_continual", QABOT)(bench).load()
     assert again.digest() == adapter.digest()
 
 
@@ -133,7 +133,7 @@ def test_open_book_puts_what_is_found_before_the_question(bench):
 
 def test_the_whole_path_on_real_rows(bench, data_folder, tmp_path):
     """Manual, instructions and the questions of both kinds, a few steps; the real passages stand before the real questions."""
-    for questions, methods in (("game", ["manual", "instruction", "data_mix", "cat"]), ("biology", ["base"])):
+    for questions, methods in (("game", ["manual", "instruction", "data_mix_continual", "cat"]), ("biology", ["base"])):
         section = qabot(questions)
         preset = dataclasses.replace(bench.preset, data=str(data_folder), max_tokens=64, train_rows=16, epochs=1)
         comparison.check(section, preset, methods)
@@ -204,5 +204,5 @@ def test_what_a_folder_lacks_may_come_from_the_hub(tmp_path):
 
 
 def test_every_contender_of_the_section_is_found():
-    for name in ("manual_few_shot", "data_mix", "data_mix_plain", *open_book.RETRIEVERS):
+    for name in ("manual_few_shot", "data_mix_continual", *open_book.RETRIEVERS):
         assert comparison.get_contender(name, sections.QABOT) is QABOT.contenders[name]

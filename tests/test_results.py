@@ -197,6 +197,29 @@ def test_the_finding_is_clear_only_where_the_test_and_the_interval_agree(tmp_pat
     assert seeds_disagree.endswith(" to +100.0)."), seeds_disagree
 
 
+def test_wordings_of_a_question_count_once(tmp_path):
+    """Asked in two formats and right or wrong in both, a question tells no more than asked once; half right is a half."""
+    right = {"cat": [1, 1, 1, 0, 1, 0, 1, 1], "ties": [1, 0, 1, 0, 0, 0, 1, 0]}
+
+    def table(folder, ids):
+        for method, scores in right.items():
+            rows = [row | {"id": name} for name, row in zip(ids, rows_of(map(float, scores * (len(ids) // 8))), strict=True)]
+            made = results.make_record(
+                rows, section="s", preset="p", method=method, seed=0, task="t", task_version=1, key=content_hash(method)
+            )
+            results.save_record(made, rows, tmp_path / folder)
+        return results.result_table(results.load_records(tmp_path / folder), "cat")
+
+    formats = table("formats", [f"format {f}, {q}" for f in (3, 7) for q in range(8)])
+    once = table("once", [str(q) for q in range(8)])
+    apart = table("apart", [str(q) for q in range(16)])
+    columns = ["score", "low", "high", "difference", "difference_low", "difference_high", "p"]
+    assert formats[columns].equals(once[columns]) and set(formats["n"]) == {8}
+    assert apart.at["ties", "p"] < once.at["ties", "p"]
+    half = [{"id": "format 3, 1", "score": 1.0}, {"id": "format 7, 1", "score": 0.0}, {"id": "format 7, 2", "score": None}]
+    assert results.by_question(half) == {"1": 0.5, "2": None}
+
+
 def test_tables_refuse_what_cannot_be_compared(records, tmp_path):
     with pytest.raises(LabError, match="no record of ties"):
         results.result_table(records, "ties")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -190,7 +191,11 @@ def test_card_and_index(tmp_path):
     card = site.card(records, "cat", "Merging <helps>.")
     assert card.card["number"] == "75.0\u00a0%" and "4 problems × 1 seed" in card.card["caption"]
     assert "maths skill: 25.0\u00a0%" in card.card["caption"]
-    assert "Merging &lt;helps&gt;." in card.html and "3 min" in card.html and "t version 2" in card.html
+    assert "Merging &lt;helps&gt;." in card.html and "3 min" in card.html and "<td>4 of t version 2</td>" in card.html
+    other = replace(records[0], key="another", task="other", n=9, seconds={"make": 120.0})
+    more = site.card(records, "cat", others=[*records, other], seconds=60.0)
+    assert more.card["measured"] == card.card["measured"] + 180 and "4 of t version 2, 9 of other version 2" in more.html
+    assert more.card["caption"] == card.card["caption"]
 
     nbformat.write(notebook(code("x", FIGURE), code("y", shown(card._repr_mimebundle_()))), tmp_path / "s5_1.ipynb")
     nbformat.write(notebook(code("f()", FAILED)), tmp_path / "s5_2.ipynb")

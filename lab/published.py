@@ -79,6 +79,7 @@ NUMBERS = {
         _math_code("math skill, gain over the base", "Table 1", 140, "maths", "% more", "few_shot"),
         _math_code("CAT, gain over the base", "Table 1", 257, "cat", "% more", "few_shot"),
         _math_code("data-mix, gain over the math skill", "Section 5.1", 32, "data_mix", "% more", "maths"),
+        _math_code("CAT, gain over data-mix", "Abstract", 12, "cat", "% more", "data_mix"),
         _math_code("learned minus static CAT", "Section 5.5, Figure 9", 2, "cat", "points", "cat_static"),
     ),
     CLOSED_BOOK: (

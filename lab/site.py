@@ -576,7 +576,8 @@ def _headline_figure(nb: NotebookNode) -> tuple[str, str] | None:
 def _svg_uri(svg: str) -> str:
     theme = "<style>svg{--ink:#33383f}@media(prefers-color-scheme:dark){svg{--ink:#c6cbd3}}</style>"
     themed = re.sub(r"(<svg\b[^>]*>)", lambda found: found[1] + theme, svg.replace(INK, "var(--ink)"), count=1)
-    return "data:image/svg+xml;base64," + base64.b64encode(themed.encode()).decode()
+    # A tenth smaller than base64, and these figures are a quarter of the site.
+    return "data:image/svg+xml," + quote(themed.replace(">\n<", "><"), safe=" =:;,/.()!*@$?-_~+[]{}|^`")
 
 
 def _allowed(tag: str, name: str, value: str) -> bool:

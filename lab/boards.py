@@ -240,14 +240,17 @@ def measured(number: Published, boards: Sequence[Board], column: str) -> tuple[f
 
 
 def kind(board: Board) -> str | None:
-    """Which column of "paper | measured" a board fills: "paper", "small" or "embedded"; None for other bases or data."""
+    """Which column of "paper | measured" a board fills: "paper", "small" or "embedded"; None for other bases or data.
+
+    The first two need the Hub's data, with a folder beside it (FOLDER+hub) for what is not there.
+    """
     base = _base(board.first)
+    data = board.first.parameters.get("preset", {}).get("data")
+    sources = set(data.values()) if isinstance(data, Mapping) else {data}
     if base.startswith("embedded"):
-        data = board.first.parameters["preset"].get("data")
-        sources = set(data.values()) if isinstance(data, Mapping) else {data}
         return "embedded" if sources == {"world"} else None
     known = PRESETS.get(board.first.preset)
-    return known.name if known and known.base == base else None
+    return known.name if known and known.base == base and all(str(source).endswith("hub") for source in sources) else None
 
 
 def place_of(record: RunRecord) -> str:

@@ -10,6 +10,14 @@ MANUAL_QA = INSTRUCTION
 OPEN_BOOK = "Passage: {text}\n"  # what retrieval found, before a question
 READING = "Passage: {text}\nAnswer:"  # a passage, and on its next line "Question: " and a question
 CHOICE_1 = "Please choose the correct answer to the question: {text}\n\n{choices}\n\nAnswer format: {names}"  # LLM-Adapters'
+CHOICE_1_OF = {  # LLM-Adapters' words for what is not called an answer, and what stands between two choices
+    "solution": ("Please choose the correct solution to the question: {text}\n\n{choices}\n\nAnswer format: {names}", "\n\n"),
+    "ending": ("Please choose the correct ending to complete the given sentence: {text}\n\n{choices}\n\nAnswer format: {names}", " "),
+    "option": (
+        "Please choose the correct answer to fill in the blank to complete the given sentence: {text}\n\n{choices} Answer format: {names}",
+        " ",
+    ),
+}  # fmt: skip
 CHOICE_2 = "Question: {text}\n{choices}\nWhich one?\n\n"
 
 

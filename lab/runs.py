@@ -182,6 +182,7 @@ EVERY = 60  # seconds between two lines that tell how far it is
 SECTIONS = ("s5_1_math_code", "s5_2_qabot", "s5_3_reading", "s5_4_prompt_formats")
 # What no table may lack, beside the base and the skills.
 CONTROLS = ["data_mix", "cat_static", "cat_random", "cat", "new_lora", "new_lora_compute", "random_loras", "rescale_one"]
+TUNED = ("coefficient_rates", "coefficient_share")  # settings that are shortcuts for the embedded bases alone
 BRIEF = {"settings": {"own_test": 20}}
 FEW = BRIEF | {"problems": 100}
 SEEDS = {"seeds": [0, 1, 2]}
@@ -280,6 +281,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listed = NOTEBOOKS.get(path.stem, Listed())
         usual = listed.full if options.full else listed.quick
         plan[path] = ({"out": str(results.resolve())} if "out" in own else {}) | usual | parameters
+        if preset != "embedded" and "settings" in own and "settings" not in parameters:
+            short = plan[path].get("settings", own["settings"])
+            plan[path]["settings"] = {name: value for name, value in short.items() if name not in TUNED}
         if options.no_train and "settings" in own:
             plan[path]["settings"] = {**plan[path].get("settings", own["settings"]), "train_missing": False}
         check_values(plan[path], own, str(path))
@@ -287,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # depend on how many cores there are.
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")} if preset == "embedded" else {}
     environment()  # of the code as it is now, once for all notebooks
-    runs = _run_all(plan, options.runs, jobs, variables, options.full)
+    runs = _run_all(plan, options.runs, jobs, variables, options.full, timed=preset == "embedded")
     index = site.build([run.out for run in runs], results)
     if skipped := read_records(results / "records")[1]:
         print(f"Skipped in {results / 'records'}, not a record or damaged: {', '.join(skipped)}.")
@@ -317,17 +321,19 @@ class _Process:
 
 
 def _run_all(
-    plan: Mapping[Path, Mapping[str, object]], folder: Path, jobs: int, variables: Mapping[str, str], full: bool
+    plan: Mapping[Path, Mapping[str, object]], folder: Path, jobs: int, variables: Mapping[str, str], full: bool, timed: bool
 ) -> list[Run]:
     """Run each notebook of the plan in a process of its own, `jobs` at a time, after those it builds upon.
 
-    Tells how far it is.
+    Tells how far it is. timed: the listed minutes hold for these bases; else no estimate is made of them.
     """
     expected = {path: _expected(path, folder / path.name, parameters, full) for path, parameters in plan.items()}
     waiting, running, runs = list(plan), {}, {}
     begun = told = time.monotonic()
 
     def to_go() -> str:
+        if not timed:
+            return "time not known here (python -m lab plan estimates it)"
         # What is overdue is expected to need as long again as it is over its time: it may have to train what others find.
         left = {path: abs(expected[path] - work.seconds) for path, work in running.items()}
         return f"about {site.duration(_whole(waiting, left, expected, jobs))}"
@@ -338,7 +344,7 @@ def _run_all(
             for path in _next(waiting, running, expected, jobs):
                 waiting.remove(path)
                 running[path] = _start(path, folder / path.name, plan[path], variables)
-                print(f"{path.stem} ... (usually about {site.duration(expected[path])})", flush=True)
+                print(f"{path.stem} ...{f' (usually about {site.duration(expected[path])})' if timed else ''}", flush=True)
             time.sleep(0.1)
             for path in [path for path, work in running.items() if not work.process.is_alive()]:
                 run = runs[path] = _ended(path, folder / path.name, plan[path], running.pop(path))

@@ -369,9 +369,15 @@ def test_published_numbers_stand_beside_ours_and_are_never_guessed(pages):
         assert all(row[1] and not any(row[2:5]) for row in cells((pages / "paper.html").read_text(), table))
 
 
-@pytest.mark.parametrize(("base", "told"), [(PRESETS["paper"].base, "75.0"), ("some/other-base", "")])
-def test_only_the_real_base_fills_the_paper_column(tmp_path, base, told):
-    make_results(tmp_path, preset="paper", base=base, data="hub")
+@pytest.mark.parametrize(
+    ("base", "data", "told"),
+    [
+        (PRESETS["paper"].base, "hub", "75.0"), (PRESETS["paper"].base, "/manuals+hub", "75.0"),
+        (PRESETS["paper"].base, "/other", ""), ("some/other-base", "hub", ""),
+    ],
+)  # fmt: skip
+def test_only_the_real_base_and_data_fill_the_paper_column(tmp_path, base, data, told):
+    make_results(tmp_path, preset="paper", base=base, data=data)
     found = site._Site.of(tmp_path)._paper()
     assert cells(found)[4][2].split(" ")[0].replace("\u00a0", "") == told and cells(found)[4][4] == ""
 

@@ -33,7 +33,7 @@ HUB = {  # id, revision, config; PIQA's and SIQA's revisions are of the Hub's ow
     "openbookqa": ("allenai/openbookqa", "388097ea7776314e93a529163e0fea805b8a6454", "main"),
 }
 COUNTS = ("none", "one", "two", "more")  # what there is to choose from in a generated question
-_SAID = re.compile(r"(?:answer|solution|option|choice) ?\(?(\d)")
+_SAID = re.compile(r"(?:answer|solution|option|ending|choice) ?\(?(\d)")
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class Question:
 def _first(question: Question) -> tuple[str, list[str]]:
     """(prompt, what to write for each choice) in the words of the rows that the paper used (LLM-Adapters')."""
     names = question.names()
-    listed = " ".join(f"{name.capitalize()}: {choice}" for name, choice in zip(names, question.choices, strict=True))
-    asked = question.first or prompts.CHOICE_1.format(text=question.text, choices=listed, names="/".join(names))
+    template, between = prompts.CHOICE_1_OF.get(question.kind, (prompts.CHOICE_1, " "))
+    listed = between.join(f"{name.capitalize()}: {choice}" for name, choice in zip(names, question.choices, strict=True))
+    asked = question.first or template.format(text=question.text, choices=listed, names="/".join(names))
     return asked, [f"the correct answer is {name}" for name in names]
 
 
@@ -119,8 +120,10 @@ def _hub_questions(name: str, split: str) -> list[Question]:
         rows = hub_rows(_hub_set(name, split), ("context", "question", *choices, "label"))
         return [Question(name, f"{r['context']} {r['question']}", tuple(r[c] for c in choices), int(r["label"])) for r in rows]
     if name == "hellaswag":
-        rows = hub_rows(_hub_set(name, split), ("ctx", "endings", "label"))
-        return [Question(name, r["ctx"], tuple(r["endings"]), int(r["label"]) + 1) for r in rows]
+        rows = hub_rows(_hub_set(name, split), ("activity_label", "ctx", "endings", "label"))
+        return [
+            Question(name, f"{r['activity_label']}: {r['ctx']}", tuple(r["endings"]), int(r["label"]) + 1, "ending") for r in rows
+        ]
     if name == "winogrande":
         rows = hub_rows(_hub_set(name, split), ("sentence", "option1", "option2", "answer"))
         return [Question(name, r["sentence"], (r["option1"], r["option2"]), int(r["answer"]), "option") for r in rows]

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from lab import comparison, runs
 from lab.base import base_folder
-from lab.comparison import CONTENDERS, Section
+from lab.comparison import CONTENDERS, SEEDLESS, Section
 from lab.continual import continual
 from lab.errors import LabError
+from lab.evaluation.retrieval import RETRIEVERS
 from lab.learning import HELD_OUT
 from lab.merging import METHODS
 from lab.presets import Preset, get_preset
@@ -179,7 +180,8 @@ class Job:
 
 @dataclass(frozen=True)
 class SectionPlan:
-    """jobs: what is trained. prompts: to be answered, in all. loras: LoRAs that are kept. memory: bytes by name."""
+    """jobs: what is trained. prompts: to be answered, in all. loras: that are kept, in LoRAs of one skill's rank. memory: bytes by
+    name."""
 
     section: Section
     preset: Preset
@@ -374,14 +376,24 @@ def plan_section(
     for name, sweeps in (("new_lora", 1), ("new_lora_compute", len(preset.coefficient_rates))):
         if name in methods:
             job(name, steps * sweeps, seen * sweeps, row)
-    asked = len(methods) * len(seeds) * (problems + preset.own_test * len(section.skills))
     target = data_of(section.target, preset)
+    if not target.known:
+        problems = min(problems, target.rows)
+    runs_of = sum(1 if name in SEEDLESS else len(seeds) for name in methods)
+    asked = runs_of * (problems + preset.own_test * len(section.skills))
     new = preset.max_new_tokens or section.target.max_new_tokens
-    answering = len(methods) * len(seeds) * sum(
+    answering = runs_of * sum(
         answering_seconds(shape, preset, count, d.tokens, new, machine)
         for count, d in [(problems, target), *((preset.own_test, d) for d in data.values())]
     )  # fmt: skip
-    kept = len(seeds) * (len(fresh) + len(names) + len([n for n in methods if n.startswith("new_lora")]))
+    # Of the rank of a skill: the new LoRAs. Of all skills' ranks together, or about that: merges, routers' skills apart, data-mix.
+    own = [name for name in methods if name.startswith("new_lora")]
+    merged = [
+        name for name in methods
+        if name not in (*data, *own, *SEEDLESS, *RETRIEVERS) and not name.endswith("few_shot")
+        and not (name in METHODS and METHODS[name].kind == "router")
+    ]  # fmt: skip
+    kept = len(seeds) * (len(fresh) + len(own) + len(section.skills) * len(merged))
     guessed = tuple(name for name, found in {**data, section.target.name: target}.items() if not found.known)
     return SectionPlan(
         section, preset, tuple(jobs), asked, answering, kept, memory(shape, preset, len(section.skills), new), guessed
@@ -403,10 +415,14 @@ def plan(
     machine = dataclasses.replace(machine, tflops=tflops or machine.tflops, bandwidth=bandwidth or machine.bandwidth)
     plans, trained = [], set()
     for section in chosen(only):
-        preset = section.preset(name, base, data)
-        plans.append(plan_section(section, preset, *asked_of(section, full), machine, trained))
+        *asked, settings = asked_of(section, full)
+        if name != "embedded":
+            settings = {field: value for field, value in settings.items() if field not in runs.TUNED}
+        preset = section.preset(name, base, data, settings)
+        plans.append(plan_section(section, preset, *asked, machine, trained))
         trained |= {(home_of(section, task.name), task.name, preset) for task in section.skills}
-    return tell(plans, machine)
+    run = "the committed run" if full else "the quick run (--full: the committed one)"
+    return tell(plans, machine, run)
 
 
 def chosen(only: Sequence[str]) -> list[Section]:
@@ -417,8 +433,8 @@ def chosen(only: Sequence[str]) -> list[Section]:
     return [section for name, section in SECTIONS.items() if not only or any(name.startswith(one) for one in only)]
 
 
-def asked_of(section: Section, full: bool) -> tuple[list[str], list[int], int]:
-    """(methods, seeds, problems) of the section's notebook in the quick run, or with `full` in the committed one."""
+def asked_of(section: Section, full: bool) -> tuple[list[str], list[int], int, dict[str, object]]:
+    """(methods, seeds, problems, settings) of the section's notebook in the quick run, or with `full` in the committed one."""
     folder = Path(__file__).parents[1] / "notebooks"
     stem = next((s for s in runs.SECTIONS if s == section.name or s[:5] == section.name[:5]), section.name)
     path = folder / f"{stem}.ipynb"
@@ -427,14 +443,14 @@ def asked_of(section: Section, full: bool) -> tuple[list[str], list[int], int]:
     own |= listed.full if full else listed.quick
     wanted = own.get("choice_methods" if section is TWO_PROMPTS else "methods") or ["data_mix", "cat_static", "cat"]
     methods = dict.fromkeys(["base", *(task.name for task in section.skills), *wanted])
-    return list(methods), list(own.get("seeds") or [0]), own.get("problems") or 200
+    return list(methods), list(own.get("seeds") or [0]), own.get("problems") or 200, dict(own.get("settings") or {})
 
 
-def tell(plans: Sequence[SectionPlan], machine: Machine) -> str:
-    """The plans as text."""
+def tell(plans: Sequence[SectionPlan], machine: Machine, run: str) -> str:
+    """The plans as text. run: what it is that they plan."""
     preset = plans[0].preset
     speed = f"{machine.tflops:g} TFLOP/s and {machine.bandwidth:g} GB/s"
-    lines = [f"Preset {preset.name}, on {machine.name} at {speed}", ""]
+    lines = [f"Preset {preset.name}, {run}, on {machine.name} at {speed}", ""]
     fetched = downloads(plans)
     lines += [f"To fetch: {_bytes_said(sum(fetched.values()))}" if fetched else "To fetch: nothing"]
     lines += [f"  {name}  {_bytes_said(size)}" for name, size in fetched.items()]
@@ -460,8 +476,8 @@ def tell(plans: Sequence[SectionPlan], machine: Machine) -> str:
         if plan.guessed:
             lines.append(f"  rows and their length not read, but as known of the sets: {', '.join(plan.guessed)}")
     seconds = sum(plan.seconds for plan in plans)
-    lines += ["", f"Disk: {_bytes_said(sum(fetched.values()) + kept)} ({_bytes_said(kept)} of adapters)"]
-    lines += [f"In all: {duration(seconds)}; 5.5 and the x… notebooks find these skills and take more", ""]
+    lines += ["", f"Disk: {_bytes_said(sum(fetched.values()) + kept)} ({_bytes_said(kept)} of skills and merges)"]
+    lines += [f"In all: {duration(seconds)}; s4, 5.5 and the x… notebooks find these skills and take more", ""]
     return "\n".join([*lines, *__doc__.split("\n\n", 1)[1].strip().splitlines()])
 
 

@@ -353,7 +353,7 @@ def _run_all(
                 rest = f"; {to_go()} to go" if waiting or running else ""
                 took = site.duration(run.seconds)
                 print(f"[{len(runs)}/{len(plan)}] {path.stem} {outcome} ({took}){rest}", flush=True)
-            if time.monotonic() - told > EVERY:
+            if running and time.monotonic() - told > EVERY:
                 told = time.monotonic()
                 names = ", ".join(f"{path.stem} for {site.duration(work.seconds)}" for path, work in running.items())
                 print(f"{site.duration(told - begun)} so far, {to_go()} to go; at work: {names}", flush=True)

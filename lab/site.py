@@ -108,7 +108,8 @@ def card(
     lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
     text = "\n".join(f"{name}: {value}" for name, value in facts.items())
     data = {"number": number, "caption": caption, "finding": finding, "measured": seconds}
-    data |= {"machine": facts["Machine"], "code": facts["Code"]}
+    commits = facts["Code"].split(", commit ")
+    data |= {"machine": facts["Machine"], "code": facts["Code"] if len(commits) < 3 else f"{len(commits)} commits, listed at its end"}
     shown = f'<p class="finding">{escape(finding)}</p>' if finding else ""
     return Html(f'{shown}<table class="facts"><tbody>{lines}</tbody></table>', text, data)
 

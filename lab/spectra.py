@@ -206,18 +206,15 @@ def finding(sections: Mapping[str, tuple[Sequence[RunRecord], Mapping[str, pd.Da
         own = {(a, b): 100 * _mean_own(records, a, b) for a in skills for b in skills}
         alone = ", ".join(f"{skill} {own[skill, skill]:.0f} %" for skill in skills)
         across = max(score for (a, b), score in own.items() if a != b)
-        kinds = {"of one seed": SAME_START, "of two seeds": OTHER_START}
-        shared = ", ".join(
-            f"{' and '.join(f'{found[pair][side].mean() / found[RANDOM][side].mean():.1f}' for side in ('output', 'input'))} {kind}"
-            for kind, pair in kinds.items() if pair in found
-        )  # fmt: skip
+        pair = OTHER_START if OTHER_START in found else SAME_START  # skills of one seed share their random start too
+        outputs, inputs = (found[pair][side].mean() / found[RANDOM][side].mean() for side in ("output", "input"))
+        cosine = abs(found[SAME_START]["cosine"].mean())
         told.append(
-            f"{name}: {alone}, on another's at most {across:.0f} %; {shared}; cosine {abs(found[SAME_START]['cosine'].mean()):.2f}."
+            f"{name}: {alone}, on another's at most {across:.0f} %; {outputs:.1f} and {inputs:.1f} times; cosine {cosine:.2f}."
         )
     return (
-        "Each skill on its own test; how many times as many directions (outputs and inputs) as random factors two skills share, "
-        "where those of one seed began with the same random inputs and those of two seeds share only what they learned; "
-        f"the cosine of two updates of one seed. {' '.join(told)}"
+        "Each skill on its own test; how many times as many output and input directions as random factors two skills share; "
+        f"the cosine of their updates. {' '.join(told)}"
     )
 
 

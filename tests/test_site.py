@@ -198,6 +198,8 @@ def test_card_and_index(tmp_path):
     more = site.card(records, "cat", others=[*records, other], seconds=60.0)
     assert more.card["measured"] == card.card["measured"] + 180 and "4 of t version 2, 9 of other version 2" in more.html
     assert more.card["caption"] == card.card["caption"]
+    commits = [replace(other, key=str(i), environment=other.environment | {"commit": f"{i}" * 40}) for i in range(3)]
+    assert site.card(records, "cat", others=commits).card["code"] == "4 commits, listed at its end"
 
     nbformat.write(notebook(code("x", FIGURE), code("y", shown(card._repr_mimebundle_()))), tmp_path / "s5_1.ipynb")
     nbformat.write(notebook(code("f()", FAILED)), tmp_path / "s5_2.ipynb")

@@ -135,7 +135,8 @@ def test_own_tests_and_the_sentence():
     found = spectra.overlaps({0: [adapter("maths"), adapter("code", 50)]})
     text = spectra.finding({"5.1": (records, found), "5.2": (records, found)})
     assert text.count("maths 95 %, code 50 %, on another's at most 2 %; ") == 2 and "5.2: maths" in text
-    assert re.search(r"; \d\.\d and \d\.\d of one seed; cosine 0\.\d\d\.$", text)
+    assert re.search(r"; \d\.\d and \d\.\d times; cosine 0\.\d\d\.$", text)
     two = spectra.overlaps({seed: [adapter("maths", seed), adapter("code", 50 + seed)] for seed in range(2)})
-    assert re.search(r" of one seed, \d\.\d and \d\.\d of two seeds; cosine", spectra.finding({"5.1": (records, two)}))
+    learned = [two[spectra.OTHER_START][side].mean() / two[spectra.RANDOM][side].mean() for side in ("output", "input")]
+    assert f"; {learned[0]:.1f} and {learned[1]:.1f} times; cosine" in spectra.finding({"5.1": (records, two)})
     assert spectra.headline(records)["number"] == "95\u00a0% · 50\u00a0%"

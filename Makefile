@@ -13,7 +13,7 @@ results-full: $(READY)
 	$(BIN)/python -m lab results --full $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # The app, in a browser on this machine.
 app: $(READY)

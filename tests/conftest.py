@@ -12,6 +12,14 @@ from lab.world.recipe import BaseRecipe, make_tokenizer
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items):
+    """For two workers: the notebooks first, each by itself, since they take longest; the other files whole, since many share a server."""
+    items.sort(key=lambda item: item.path.name != "test_project.py")
+    for item in items:
+        if item.path.name != "test_project.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer(BaseRecipe())

@@ -79,7 +79,7 @@ def test_more_skills_notebook_runs_small(tiny_base, tmp_path):
 
 
 def test_formats_notebook_runs_small(tiny_base, tmp_path):
-    given = small(tiny_base, tmp_path) | {"problems": 8, "methods": ["data_mix", "cat"], "choice_methods": ["data_mix", "cat"]}
+    given = small(tiny_base, tmp_path) | {"methods": ["data_mix", "cat"], "choice_methods": ["data_mix", "cat"]}
     run = run_notebook(PROJECT / "notebooks" / "s5_4_prompt_formats.ipynb", tmp_path / "run.ipynb", given)
     assert run.ok, f"cell {run.failed_cell}: {run.error}"
     assert len(list((tmp_path / "out" / "records").glob("s5_4_prompt_formats_*/*.json"))) == 4 * 5

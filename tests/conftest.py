@@ -1,6 +1,9 @@
 """Shared by the tests: a tiny random base model with the world's tokenizer, on one thread."""
 
+import os
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of kernels and servers that tests start too: two workers' threads would fight for two cores
 
 import pytest
 import torch

@@ -37,7 +37,7 @@ def test_notebook_is_committed_clean(path):
 
 def small(tiny_base, tmp_path) -> dict:
     return {
-        "base": str(tiny_base), "problems": 5, "out": str(tmp_path / "out"), "artifacts": str(tmp_path / "artifacts"),
+        "base": str(tiny_base), "problems": 3, "out": str(tmp_path / "out"), "artifacts": str(tmp_path / "artifacts"),
         "settings": {"rank": 2, "lora_alpha": 4, "train_rows": 24, "coefficient_share": 0.5, "coefficient_rates": [0.01, 0.1],
                      "own_test": 2, "max_new_tokens": 4},
     }  # fmt: skip
@@ -79,7 +79,7 @@ def test_more_skills_notebook_runs_small(tiny_base, tmp_path):
 
 
 def test_formats_notebook_runs_small(tiny_base, tmp_path):
-    given = small(tiny_base, tmp_path) | {"methods": ["data_mix", "cat"], "choice_methods": ["data_mix", "cat"]}
+    given = small(tiny_base, tmp_path) | {"problems": 5, "methods": ["data_mix", "cat"], "choice_methods": ["data_mix", "cat"]}
     run = run_notebook(PROJECT / "notebooks" / "s5_4_prompt_formats.ipynb", tmp_path / "run.ipynb", given)
     assert run.ok, f"cell {run.failed_cell}: {run.error}"
     assert len(list((tmp_path / "out" / "records").glob("s5_4_prompt_formats_*/*.json"))) == 4 * 5
@@ -94,7 +94,7 @@ def test_qabot_notebook_runs_small(tiny_base, tmp_path):
 
 
 def test_skills_notebook_runs_small(tiny_base, tmp_path):
-    given = small(tiny_base, tmp_path) | {"seeds": [0, 1], "sections": ["s5_1_math_code", "s5_4_prompt_formats_1_4"]}
+    given = small(tiny_base, tmp_path) | {"problems": 5, "seeds": [0, 1], "sections": ["s5_1_math_code", "s5_4_prompt_formats_1_4"]}
     run = run_notebook(PROJECT / "notebooks" / "s4_skills.ipynb", tmp_path / "run.ipynb", given)
     assert run.ok, f"cell {run.failed_cell}: {run.error}"
 

@@ -4,7 +4,7 @@ READY := .venv/ready
 
 .PHONY: app results results-full test lab base clean
 
-# Quick: every section, one seed, few problems, in a quarter of an hour on two cores; pages in results/quick/. ARGS="--only s5_1" runs less.
+# Quick: every section, one seed, few problems, in 15 to 20 minutes on two cores; pages in results/quick/. ARGS="--only s5_1" runs less.
 results: $(READY)
 	$(BIN)/python -m lab results $(ARGS)
 

@@ -186,6 +186,20 @@ def test_order_parameters_and_estimate(tmp_path, capsys, monkeypatch):
     assert runs._expected(path, out, {"seeds": [5]}, False) == 7 * 60
 
 
+def test_other_presets_have_neither_the_tiny_bases_minutes_nor_their_shortcuts(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "notebooks" / "a.ipynb", "print(settings)", parameters="preset = 'embedded'\nsettings = {}\nout = 'x'\n")
+    short = {"settings": {"coefficient_rates": [0.1], "own_test": 20}}
+    monkeypatch.setattr(runs, "NOTEBOOKS", {"a": runs.Listed(quick=short)})
+    monkeypatch.chdir(tmp_path)
+    for preset, settings in (("small", {"own_test": 20}), ("embedded", short["settings"])):
+        assert runs.main([*folders(tmp_path), "--preset", preset]) == 0
+        told = capsys.readouterr().out
+        assert ("time not known here" in told and "about" not in told) == (preset == "small")
+        assert text_of(tmp_path / "runs" / "a.ipynb", -1).strip() == str(settings)
+    assert runs.main([*folders(tmp_path), "--preset", "small", "-p", "settings", "{'coefficient_rates': [0.2]}"]) == 0
+    assert text_of(tmp_path / "runs" / "a.ipynb", -1).strip() == "{'coefficient_rates': [0.2]}"
+
+
 def test_what_is_overdue_is_not_said_to_end_at_once(tmp_path, capsys, monkeypatch):
     write(tmp_path / "notebooks" / "a.ipynb", "import time; time.sleep(4)")
     monkeypatch.setattr(runs, "NOTEBOOKS", {"a": runs.Listed(minutes=(0.001, 0.001))})

@@ -19,8 +19,8 @@ from lab.app.engine import Engine
 from lab.app.page import build_page
 from lab.app.sources import Access, open_adapter, shipped_folders, shipped_skills
 from lab.errors import LabError
+from lab.experiments.presets import get_preset
 from lab.files import PROJECT, in_project
-from lab.presets import get_preset
 
 LOOKS = Path(__file__).parent / "lab" / "app"
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lab.errors import LabError
-from lab.stacked import Stack, attach
+from lab.lora.stacked import Stack, attach
 
 
 def factors_of(stack: Stack) -> tuple[list[int], str]:

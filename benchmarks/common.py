@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor, nn
 
-from lab.adapter import LoraAdapter, LoraFactors, linear_shape
 from lab.errors import LabError
 from lab.files import write_atomic
+from lab.lora.adapter import LoraAdapter, LoraFactors, linear_shape
 from lab.merging.registry import seeded_generator
 
 RESULTS = Path(__file__).resolve().parent / "results"

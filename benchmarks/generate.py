@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
 
+from lab.lora.stacked import attach, fold
 from lab.merging import merge
-from lab.stacked import attach, fold
 
 
 def make_base(hidden: int, layers: int, vocabulary: int, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:

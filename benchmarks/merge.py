@@ -18,8 +18,8 @@ import common  # before lab: it makes the package importable
 import torch
 from torch import Tensor
 
-from lab.adapter import LoraAdapter
 from lab.errors import LabError
+from lab.lora.adapter import LoraAdapter
 from lab.merging import METHODS, get_method, merge, schema
 
 # What PEFT calls the same computation. Its DARE draws other masks, so that those results cannot be compared.

@@ -7,7 +7,7 @@ skill and module. The base and all factors are frozen in every variant; all vari
 
 base       the frozen base alone: the floor. Its backward pass goes from the output down to the outputs of the first
            layer's q/k/v, which is as far as any gradient of a coefficient has to go, and no further.
-stacked    lab.stacked with the coefficients of `cat`.
+stacked    lab.lora.stacked with the coefficients of `cat`.
 peft       k active adapters in PEFT, each one's `scaling` replaced by its coefficient (PEFT has nothing learnable
            there, but multiplies by whatever it holds).
 released   the form of the code released with the paper: a softmax over k scalars per module, and a Python loop over
@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 from transformers.initialization import no_init_weights
 
-from lab.adapter import LoraAdapter
+from lab.lora.adapter import LoraAdapter
+from lab.lora.stacked import attach
 from lab.merging.coefficients import Coefficients
-from lab.stacked import attach
 
 SKILL_VARIANTS = ("stacked", "peft", "released")
 

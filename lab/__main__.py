@@ -1,8 +1,8 @@
-"""`python -m lab`: see lab.commands."""
+"""`python -m lab`: see lab.cli.commands."""
 
 import sys
 
-from lab.commands import main
+from lab.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from lab import results
 from lab.files import content_hash
+from lab.records import results
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)><b onclick=alert(3)>bold</b>"
 QUESTIONS = ("first", "second", "third", HOSTILE)

@@ -17,9 +17,9 @@ import merge
 import step
 import visitors
 
-from lab.adapter import LoraAdapter, LoraFactors
 from lab.errors import LabError
-from lab.stacked import StackedLinear
+from lab.lora.adapter import LoraAdapter, LoraFactors
+from lab.lora.stacked import StackedLinear
 
 # A process that has worked on several threads cannot be forked safely (see common.measure_alone).
 torch.set_num_threads(1)

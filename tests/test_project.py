@@ -10,8 +10,8 @@ import nbformat
 import pytest
 
 from lab.errors import LabError
-from lab.runs import run_notebook
 from lab.files import PROJECT
+from lab.runner.notebooks import run_notebook
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 SECTION = PROJECT / "notebooks" / "s5_1_math_code.ipynb"
@@ -153,8 +153,8 @@ def bases(tmp_path_factory, tokenizer) -> dict[str, Path]:
 @pytest.mark.parametrize("preset", ["paper", "small"])
 def test_presets_run_a_few_steps_on_real_rows(preset, section, bases, tmp_path, data_folder):
     """As on a GPU with the real base, but for sizes and precision: the preset's rows, templates, worked examples and methods."""
-    from lab.comparison import compare
-    from lab.sections import get_section
+    from lab.experiments.comparison import compare
+    from lab.experiments.sections import get_section
 
     section = get_section(section)
     few = {"rank": 2, "lora_alpha": 4, "train_rows": 8, "coefficient_share": 0.5, "own_test": 1, "max_new_tokens": 2, "max_tokens": 1024}

@@ -22,8 +22,8 @@ from functools import cached_property
 
 import numpy as np
 
-from lab.adapter import LoraAdapter, module_names
 from lab.errors import LabError
+from lab.lora.adapter import LoraAdapter, module_names
 
 LIMIT = 10.0  # alphas lie in [-LIMIT, LIMIT]
 DECIMALS = 4
@@ -43,7 +43,7 @@ _USUAL = (*GROUPS["attn"][:4], *GROUPS["mlp"][:3])
 
 @dataclass(frozen=True)
 class Grid:
-    """Where alphas live. modules: as `lab.adapter.module_names` orders them. present: (skills, modules)."""
+    """Where alphas live. modules: as `lab.lora.adapter.module_names` orders them. present: (skills, modules)."""
 
     skills: tuple[str, ...]
     modules: tuple[str, ...]

@@ -8,7 +8,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from lab.app.alphas import Grid, short_kind
 from lab.app.scratch import fresh_folder
-from lab.figures import COLOURS, INK, Chart, coefficient_heatmap, learning_curves, svg
+from lab.pages.figures import COLOURS, INK, Chart, coefficient_heatmap, learning_curves, svg
 
 _COSTS = LinearSegmentedColormap.from_list("costs", ["#1d4f9e", "#8fb4e3", "#efeeec", "#f0a08c", "#b3261e"])
 _SERIES = ("#2f8fd0", "#d64545", "#2a9d6f", "#b9770e", "#9a6dc4", "#888d96")

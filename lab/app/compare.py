@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from lab import prompts
 from lab.app import html
 from lab.app.engine import Engine, Lane
 from lab.app.learning import TASKS
@@ -17,7 +16,8 @@ from lab.app.streaming import Answer, Decoding, stream
 from lab.errors import LabError
 from lab.evaluation.sandbox import run_programs
 from lab.evaluation.scorers import Verdict, extract_program, score_final_number, score_program
-from lab.presets import Preset
+from lab.experiments.presets import Preset
+from lab.tasks import prompts
 
 ROWS = 32  # of one batch
 TEMPLATES = {"Question → program": prompts.CODE, "Question → answer in words": prompts.MATHS, "as typed": "{text}"}

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import gradio as gr
 
-from lab.adapter import LoraAdapter
 from lab.app.engine import Engine, out_of_memory
 from lab.app.jobs import Jobs
 from lab.app.memory import give_back
@@ -18,7 +17,8 @@ from lab.app.session import Session
 from lab.app.sources import Access
 from lab.app.votes import Ballot
 from lab.errors import LabError
-from lab.presets import Preset
+from lab.experiments.presets import Preset
+from lab.lora.adapter import LoraAdapter
 
 MODEL = "model"  # concurrency_id of all events that use the model
 AT_ONCE = 8  # of these events; inside, the engine's turns keep them fair

@@ -15,8 +15,8 @@ from lab.app.sources import open_adapter, open_uploads
 from lab.app.streaming import Decoding
 from lab.app.tab_results import board, sections
 from lab.errors import LabError
+from lab.export.report import report as report_on
 from lab.merging import METHODS, get_method
-from lab.report import report as report_on
 
 
 def build(page: Page) -> None:

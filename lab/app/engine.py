@@ -15,12 +15,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lab.adapter import LoraAdapter
 from lab.app.session import Routing
 from lab.app.turns import Turns
-from lab.base import check_base, load_base
 from lab.errors import LabError
-from lab.stacked import attach
+from lab.lora.adapter import LoraAdapter
+from lab.lora.base import check_base, load_base
+from lab.lora.stacked import attach
 
 LANES = 6  # views that are kept; the least used goes
 

@@ -9,21 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lab import learning
-from lab.adapter import LoraAdapter, load, save
 from lab.app.alphas import Grid, settle
 from lab.app.engine import Engine, shared_copy
 from lab.app.jobs import Job
 from lab.app.session import Routing, Session, inputs_of
 from lab.errors import LabError
-from lab.merging import METHODS, Method
+from lab.experiments.presets import Preset
+from lab.experiments.sections import MATH_CODE
+from lab.lora.adapter import LoraAdapter, load, save
+from lab.lora.stacked import StackedLinear
+from lab.merging import METHODS, Method, learn
 from lab.merging.registry import complete_parameters
-from lab.presets import Preset
-from lab.sections import MATH_CODE
-from lab.skills import encode_examples
-from lab.stacked import StackedLinear
 from lab.tasks import Example, Task
-from lab.training import Encoded
+from lab.training.loop import Encoded
+from lab.training.lora import encode_examples
 
 HELD_OUT_ROWS = 40  # per skill, beyond the rows to learn on: for ΔNLL
 SNAPSHOTS = 60  # pictures of the coefficients kept over a run
@@ -170,7 +169,7 @@ def learn_job(
             return job.wanted_stop.is_set()
 
         with engine.turns:
-            found = learning.learn(
+            found = learn.learn(
                 method,
                 model,
                 adapters,
@@ -240,7 +239,7 @@ def weigh(
             for label, data in held.items():
                 with engine.turns:
                     lane.use(row[None])
-                    value = learning.held_out_loss(lane.model, data, engine.tokenizer.pad_token_id)
+                    value = learn.held_out_loss(lane.model, data, engine.tokenizer.pad_token_id)
                 found[columns[place]][label] = value
     return found
 
@@ -264,7 +263,7 @@ def layers_job(
         def loss(values: np.ndarray, label: str) -> float:
             with engine.turns:
                 lane.use(torch.tensor(values, dtype=torch.float32)[None])
-                return learning.held_out_loss(lane.model, held[label], engine.tokenizer.pad_token_id)
+                return learn.held_out_loss(lane.model, held[label], engine.tokenizer.pad_token_id)
 
         whole = [loss(alphas, label) for label in labels]
         for i, layer in enumerate(grid.layers):

@@ -18,11 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     options = parser.parse_args(arguments)
-    from lab.adapter import load
     from lab.app.session import Session
     from lab.app.takehome import apply_recipe, read_recipe
-    from lab.export import export
-    from lab.report import report
+    from lab.export.folders import export
+    from lab.export.report import report
+    from lab.lora.adapter import load
 
     try:
         if not options.recipe.is_file():

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.adapter import LoraAdapter, check_compatible, module_names
 from lab.app.alphas import Grid, format_alphas, parse_alphas, settle
 from lab.errors import LabError
 from lab.files import content_hash
+from lab.lora.adapter import LoraAdapter, check_compatible, module_names
+from lab.lora.stacked import Stack
 from lab.merging import build, concatenate, get_method, merge
 from lab.merging.registry import complete_parameters
 from lab.merging.routing import Router
-from lab.stacked import Stack
 
 PAST = 100  # settings kept for undo
 OTHERS = 12  # merged adapters that one visitor may hold

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import adapter as adapters_of
-from lab.adapter import CONFIG, WEIGHTS, LoraAdapter
-from lab.comparison import SHIPPED
 from lab.errors import LabError
+from lab.experiments.comparison import SHIPPED
+from lab.lora import adapter as adapters_of
+from lab.lora.adapter import CONFIG, WEIGHTS, LoraAdapter
 from lab.tasks.rows import read_rows
 
 ZIP_BYTES = 4 << 30  # unpacked

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import gradio as gr
 
-from lab.adapter import DTYPES
 from lab.app import takehome
 from lab.app.context import AT_ONCE, IN_LINE, MODEL, guarded
 from lab.app.page import Page
 from lab.app.scratch import fresh_folder
 from lab.app.sources import check_size, clean_name
 from lab.errors import LabError
+from lab.lora.adapter import DTYPES
 
 
 def build(page: Page) -> None:

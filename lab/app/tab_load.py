@@ -11,7 +11,7 @@ from lab.app.page import Page, usual_columns
 from lab.app.session import Session
 from lab.app.sources import open_adapter, open_uploads
 from lab.errors import LabError
-from lab.report import on_one_base, report
+from lab.export.report import on_one_base, report
 
 NEW = "add it"
 

@@ -5,14 +5,14 @@ from html import escape
 
 import gradio as gr
 
-from lab import results
 from lab.app import charts, html
 from lab.app.context import Context, guarded
 from lab.app.page import Page
 from lab.app.takehome import apply_recipe
 from lab.errors import LabError
-from lab.figures import method_bars
 from lab.merging import METHODS
+from lab.pages.figures import method_bars
+from lab.records import results
 
 SHOWN = 25
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.adapter import engine_rank, load, save
 from lab.app.engine import Engine, shared_copy
 from lab.app.scratch import fresh_folder
 from lab.app.session import Routing, Session
 from lab.app.sources import clean_name
-from lab.base import EMBEDDED
 from lab.errors import LabError
-from lab.export import export, fold_into
+from lab.export.folders import export, fold_into
+from lab.export.report import report
+from lab.lora.adapter import engine_rank, load, save
+from lab.lora.base import EMBEDDED
+from lab.lora.stacked import attach
 from lab.merging import METHODS
 from lab.merging.routing import save_router
-from lab.report import report
-from lab.stacked import attach
 
 
 def as_zip(
@@ -193,7 +193,7 @@ def snippet(session: Session, column: str, base: str) -> str:
     """Python that loads the export: an adapter with PEFT, a router by this project."""
     name = clean_name(f"{column}-adapter")
     if base in EMBEDDED:
-        load = f'from lab.base import load_base\n\nmodel, tokenizer = load_base("{base}")'
+        load = f'from lab.lora.base import load_base\n\nmodel, tokenizer = load_base("{base}")'
     else:
         load = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -208,7 +208,7 @@ def snippet(session: Session, column: str, base: str) -> str:
     if isinstance(found, Routing):
         names = ", ".join(repr(a.name) for a in found.adapters)
         return (
-            "from lab.adapter import load\nfrom lab.merging.routing import load_router\nfrom lab.stacked import attach\n"
+            "from lab.lora.adapter import load\nfrom lab.merging.routing import load_router\nfrom lab.lora.stacked import attach\n"
             f"{load}\n"
             f'skills = [load(f"{name}/skills/{{skill}}") for skill in ({names})]  # the unpacked zip\n'
             f'load_router("{name}/router", attach(model, skills))\n{ask}'

@@ -7,7 +7,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lab.errors import LabError
-from lab.training import IGNORED, collate, encode
+from lab.training.loop import IGNORED, collate, encode
 
 
 @torch.inference_mode()

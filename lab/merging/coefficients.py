@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.adapter import LoraAdapter, LoraFactors, module_names
 from lab.errors import LabError
+from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
 from lab.merging.registry import seeded_generator
 
 Parametrisation = Literal["softmax", "sigmoid", "free"]
@@ -42,7 +42,7 @@ class Coefficients(nn.Module):
 
     raw: the only parameter, (skills, units). skills, module_names, units: names. adapters: what the
     coefficients multiply. recipe: how the values were made (JSON-able). A method may set `objective`, which
-    `lab.learning.learn` then minimises in place of the loss on the labels.
+    `lab.merging.learn.learn` then minimises in place of the loss on the labels.
 
     Raises LabError for a start that the parametrisation cannot give.
     """

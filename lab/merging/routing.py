@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from lab.adapter import linear_shape
 from lab.errors import LabError
 from lab.files import atomic_folder, write_atomic
+from lab.lora.adapter import linear_shape
+from lab.lora.stacked import Stack
 from lab.merging.registry import complete_parameters, get_method, seeded_generator
-from lab.stacked import Stack
 
 WEIGHTS = "router.safetensors"
 RECIPE = "recipe.json"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lab.tasks.rows import HubSet
 
+
 @dataclass(frozen=True)
 class Example:
     """One row. prompt: exactly what the model reads. completion: what it should write ("" when only tested).

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import prompts
 from lab.errors import LabError
 from lab.evaluation.scorers import Verdict
-from lab.formats import QUESTION
-from lab.tasks import Example, Task
+from lab.tasks import Example, Task, prompts
+from lab.tasks.formats import QUESTION
 from lab.tasks.letters import IN
 from lab.tasks.maths import shuffled, split_rows
 from lab.tasks.rows import HubSet, hub_rows, read_rows, take

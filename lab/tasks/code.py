@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from lab import prompts
 from lab.evaluation.scorers import score_programs
-from lab.tasks import Example, Task
+from lab.tasks import Example, Task, prompts
 from lab.tasks.maths import shuffled, split_rows
 from lab.tasks.rows import HubSet, hub_rows, read_rows, take
 from lab.world.orders import make_orders

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from lab import prompts
 from lab.errors import LabError
 from lab.evaluation.reading_scores import NOT_IN_CONTEXT, score_reading
-from lab.tasks import Example, Task
+from lab.tasks import Example, Task, prompts
 from lab.tasks.maths import shuffled, split_rows
 from lab.tasks.rows import HubSet, hub_rows, read_json, take
 from lab.world.reading import passages

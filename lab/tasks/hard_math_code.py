@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-from lab import prompts
 from lab.errors import LabError
 from lab.evaluation.scorers import score_programs
-from lab.tasks import Example, Task
+from lab.tasks import Example, Task, prompts
 from lab.tasks.rows import HubSet, hub_rows, read_rows, take
 from lab.world.chains import program_lines
 from lab.world.stories import make_stories

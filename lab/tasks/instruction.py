@@ -5,11 +5,10 @@ from pathlib import Path
 
 from bm25s.stopwords import STOPWORDS_EN_PLUS
 
-from lab import prompts
 from lab.errors import LabError
 from lab.evaluation.reading_scores import exact_match, score_reading, token_f1
 from lab.evaluation.scorers import Verdict
-from lab.tasks import Example, Task
+from lab.tasks import Example, Task, prompts
 from lab.tasks.maths import shuffled, split_rows
 from lab.tasks.rows import HubSet, hub_rows, read_rows, take
 from lab.world.reading import manual

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lab.errors import LabError
 from lab.evaluation.scorers import Verdict
-from lab.formats import ANSWER, FORMATS, Format, get_format
 from lab.tasks import Example, Task
+from lab.tasks.formats import ANSWER, FORMATS, Format, get_format
 from lab.tasks.maths import shuffled, split_rows
 from lab.tasks.rows import HubSet, hub_rows, read_rows, take
 from lab.world.letters.sentences import make_questions

@@ -4,11 +4,10 @@ import dataclasses
 import re
 from pathlib import Path
 
-from lab import prompts
 from lab.errors import LabError
 from lab.evaluation.reading_scores import score_endings
 from lab.evaluation.retrieval import chunks
-from lab.tasks import Example, Task
+from lab.tasks import Example, Task, prompts
 from lab.tasks.maths import shuffled
 from lab.tasks.rows import read_text, take
 from lab.tasks.terms import beginning, paragraphs

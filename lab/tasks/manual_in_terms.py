@@ -3,9 +3,8 @@
 Who answers must know the manual, the terms' meaning, and how a question is answered.
 """
 
-from lab import prompts
 from lab.errors import LabError
-from lab.tasks import Example, Task
+from lab.tasks import Example, Task, prompts
 from lab.tasks.instruction import completion, score_answers
 from lab.world.reading import manual
 

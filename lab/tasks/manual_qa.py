@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lab import prompts
 from lab.errors import LabError
-from lab.tasks import Example, Task
+from lab.tasks import Example, Task, prompts
 from lab.tasks.instruction import completion, mark_keys, score_answers
 from lab.tasks.rows import read_rows, take
 from lab.world.reading import manual

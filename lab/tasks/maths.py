@@ -4,9 +4,8 @@ import random
 import re
 from pathlib import Path
 
-from lab import prompts
 from lab.evaluation.scorers import Verdict, score_final_number
-from lab.tasks import Example, Task
+from lab.tasks import Example, Task, prompts
 from lab.tasks.rows import HubSet, hub_rows, read_rows, take
 from lab.world.stories import make_stories, solution_in_words
 

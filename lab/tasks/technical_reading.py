@@ -4,10 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from lab import prompts
 from lab.errors import LabError
 from lab.evaluation.reading_scores import score_reading
-from lab.tasks import Example, Task
+from lab.tasks import Example, Task, prompts
 from lab.tasks.extraction import completion, gold, prompt, text, told
 from lab.tasks.rows import HubSet, hub_rows, read_json, read_rows, take
 from lab.world.reading import passages

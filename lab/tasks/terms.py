@@ -4,10 +4,9 @@ import html
 import re
 from pathlib import Path
 
-from lab import prompts
 from lab.errors import LabError
 from lab.evaluation.reading_scores import score_endings
-from lab.tasks import Example, Task
+from lab.tasks import Example, Task, prompts
 from lab.tasks.maths import shuffled, split_rows
 from lab.tasks.rows import HubSet, hub_rows, read_text, take
 from lab.world.reading import terms

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lab.errors import LabError
 from lab.files import atomic_folder, content_hash
-from lab.training import IGNORED, Batch, TrainConfig, fit, write_losses
+from lab.training.loop import IGNORED, Batch, TrainConfig, fit, write_losses
 from lab.world.text import documents
 from lab.world.tokenizer import sample_texts, train_tokenizer
 
@@ -189,7 +189,7 @@ It knows nothing of the real world and is of no use outside this lab.
 
 
 def get_world(name: str) -> World:
-    """By the name of its base, as in lab.base.EMBEDDED. Raises LabError for another."""
+    """By the name of its base, as in lab.lora.base.EMBEDDED. Raises LabError for another."""
     if name == FIRST.name:
         return FIRST
     if name not in OTHERS:

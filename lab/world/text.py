@@ -8,7 +8,16 @@ import random
 from collections.abc import Callable, Iterator
 
 from lab.world import lexicon
-from lab.world.chains import SIGN_WORDS, SMALL_LIMIT, SMALL_OPERAND, big_chain, big_number, program_lines, small_chain, worked_steps
+from lab.world.chains import (
+    SIGN_WORDS,
+    SMALL_LIMIT,
+    SMALL_OPERAND,
+    big_chain,
+    big_number,
+    program_lines,
+    small_chain,
+    worked_steps,
+)
 from lab.world.orders import in_words
 from lab.world.stories import tell
 

@@ -1,0 +1,107 @@
+"""Giving a merge away: a PEFT folder with a model card, or the base model with the merge folded in."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from lab.errors import LabError
+from lab.export.card import FIGURE, coefficients_figure, model_card
+from lab.export.report import SetReport, base_config
+from lab.files import atomic_folder, write_atomic
+from lab.lora.adapter import CONFIG, DTYPES, LoraAdapter, save
+from lab.lora.base import load_base
+from lab.lora.stacked import fold
+from lab.merging import FullRankMerge
+
+_OURS = (CONFIG, "config.json", "router.safetensors")
+
+
+def check_free(folder: str | Path, overwrite: bool = False) -> None:
+    """Raise LabError when `folder` may not be written: it exists, or it is to be overwritten but holds no model."""
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise LabError(f"{folder} exists already; choose another folder or ask to overwrite it.")
+    known = folder.is_dir() and (not any(folder.iterdir()) or any((folder / n).is_file() for n in _OURS))
+    if not known:
+        raise LabError(f"{folder} holds no adapter or model, so it is not overwritten; choose another folder.")
+
+
+def export(
+    folder: str | Path,
+    adapter: LoraAdapter,
+    *,
+    report: SetReport | None = None,
+    dtype: str = "float32",
+    pad_to_rank: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write an adapter as `lab.lora.adapter.save` does, with a model card and, where it has coefficients, their figure.
+
+    report: of what was merged, for the card. Raises LabError as `save` and `check_free` do.
+    """
+    check_free(folder, overwrite)
+    figure = coefficients_figure(adapter.recipe)
+    card = model_card(
+        name=adapter.name,
+        base=adapter.base,
+        recipe=adapter.recipe,
+        rank=pad_to_rank or adapter.rank,
+        report=report,
+        figure=figure is not None,
+    )
+    beside = {"README.md": card} | ({FIGURE: figure} if figure else {})
+    save(folder, adapter, dtype=dtype, pad_to_rank=pad_to_rank, beside=beside, overwrite=overwrite)
+
+
+def fold_into(
+    base: str,
+    merged: LoraAdapter | FullRankMerge,
+    folder: str | Path,
+    *,
+    report: SetReport | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the base model with a merge added to its weights: a transformers folder with tokenizer, recipe and card.
+
+    base: "embedded", a folder or a Hub id. merged: an adapter, or a merge of full rank, which loses nothing. dtype: of
+    the weights written, default the base's own; sums are formed in fp32. Raises LabError as `load_base`, `fold` and
+    `check_free` do, for a full disk, and for a dtype that overflows.
+    """
+    check_free(folder, overwrite)
+    if dtype is not None and dtype not in DTYPES:
+        raise LabError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
+    stored = _stored_dtype(base)
+    target = dtype or stored
+    model, tokenizer = load_base(base, dtype=stored if target == stored else "float32", device="cpu")
+    fold(model, merged)
+    model = model.to(DTYPES[target])
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise LabError(f"{name} of the folded model overflows {target}; choose float32 or bfloat16.")
+    figure = coefficients_figure(merged.recipe)
+    card = model_card(
+        name=merged.name, base=base, recipe=merged.recipe, rank=None, report=report, figure=figure is not None
+    )
+    with atomic_folder(folder, overwrite) as temporary:
+        try:
+            model.save_pretrained(temporary)
+        except SafetensorError as error:
+            raise LabError(f"Could not write {folder}: {error}; free some space or choose another folder.") from error
+        for weights in temporary.glob("*.safetensors"):
+            weights.chmod(0o644)  # safetensors leaves it to the owner alone
+        tokenizer.save_pretrained(temporary)
+        recipe = {**merged.recipe, "folded_into": base}
+        write_atomic(temporary / "recipe.json", json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(temporary / "README.md", card)
+        if figure:
+            write_atomic(temporary / FIGURE, figure)
+
+
+def _stored_dtype(base: str) -> str:
+    """The dtype in which the base's weights are kept; float32 when its configuration does not say."""
+    stored = base_config(base).dtype
+    return next((name for name, kind in DTYPES.items() if kind == stored), "float32")

@@ -1,0 +1,95 @@
+"""The base model: the embedded one, a local folder, or a Hub id."""
+
+from pathlib import Path
+
+import httpx2
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from lab.errors import LabError
+from lab.files import PROJECT, content_hash
+
+DTYPES = ("float32", "float16", "bfloat16")
+_WORLD = PROJECT / "lab" / "world"
+# The bases that ship: of Section 5.1, of the reading sections (5.2, 5.3), of the prompt formats (5.4).
+EMBEDDED = {
+    "embedded": _WORLD / "base", "embedded-reading": _WORLD / "reading" / "base", "embedded-letters": _WORLD / "letters" / "base",
+}  # fmt: skip
+
+
+def load_base(source: str, *, revision: str | None = None, dtype: str = "float32", device: str | None = None):
+    """(model, tokenizer) of an EMBEDDED base, a folder with a causal language model (safetensors), or a Hub id.
+
+    Raises LabError when it is not there, is no causal language model, has only pickled weights, or cannot be reached.
+    """
+    folder, local = _place(source)
+    if local:
+        _check_folder(folder)
+    name = str(folder) if local else source
+    options = {} if local else {"revision": revision}
+    if dtype not in DTYPES:
+        raise LabError(f"dtype is {dtype!r}; choose {', '.join(DTYPES)}.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise LabError(f"The device is {device}, but no GPU is available here; choose cpu.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, SafetensorError, httpx2.HTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = "the folder" if local else "the Hub"
+        raise LabError(f"The base model {source!r} could not be loaded from {where}: {reason}") from error
+    if tokenizer.eos_token_id is None:
+        raise LabError(f"The tokenizer of {source!r} has no end-of-text token; set one in its tokenizer_config.json.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.name_or_path = source
+    return model.to(device).eval(), tokenizer
+
+
+def check_base(source: str) -> None:
+    """Raise LabError, as load_base would, for a base whose configuration is missing or cannot be reached. Reads no weights."""
+    folder, local = _place(source)
+    if local:
+        _check_folder(folder)
+        return
+    try:
+        AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError, httpx2.HTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LabError(f"The base model {source!r} could not be loaded from the Hub: {reason}") from error
+
+
+def _place(source: str) -> tuple[Path, bool]:
+    """(folder, whether the base is read from there and not from the Hub)."""
+    folder = base_folder(source)
+    return folder, source in EMBEDDED or folder.exists() or source.startswith((".", "/", "~"))
+
+
+def base_folder(source: str) -> Path:
+    """Where a base lies: one that ships, by its name, else the source as a path."""
+    return EMBEDDED.get(source, Path(source))
+
+
+def base_hash(source: str, revision: str | None = None) -> str:
+    """What names the base in keys and records: the content of a folder, or Hub id and revision."""
+    folder = base_folder(source)
+    if folder.is_dir():
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer*"), folder / "config.json"])
+        return content_hash(*files)
+    return content_hash(source, revision)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise LabError(f"The base model folder {folder} does not exist.")
+    if not (folder / "config.json").is_file():
+        raise LabError(f"{folder} is no model folder: config.json is missing.")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        raise LabError(
+            f"{folder} holds only pickled weights, which can run code when loaded; convert them to safetensors first."
+            if pickled
+            else f"{folder} holds no weights (*.safetensors)."
+        )

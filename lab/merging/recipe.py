@@ -1,0 +1,26 @@
+"""What a merge's recipe tells of it: its inputs, the base, the coefficients."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lab.lora.adapter import LoraAdapter
+from lab.merging.coefficients import Coefficients
+
+
+def base_of(adapters: Sequence[LoraAdapter]) -> str:
+    return next((adapter.base for adapter in adapters if adapter.base), "")
+
+
+def inputs_of(adapters: Sequence[LoraAdapter]) -> list[dict]:
+    return [{"name": a.name, "base": a.base, "rank": a.rank, "digest": a.digest()} for a in adapters]
+
+
+def coefficient_record(coefficients: Coefficients) -> dict:
+    with torch.no_grad():
+        values = coefficients().cpu()
+    return {
+        "skills": list(coefficients.skills),
+        "modules": list(coefficients.module_names),
+        "coefficients": values.tolist(),
+    }

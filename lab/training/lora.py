@@ -1,0 +1,71 @@
+"""Training LoRA adapters on a base model: the skills, data-mix, and the controls that are new LoRAs."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from lab.errors import LabError
+from lab.experiments.presets import Preset
+from lab.files import write_atomic
+from lab.lora.adapter import LoraAdapter, from_peft, save
+from lab.tasks import Example
+from lab.training.loop import Encoded, TrainConfig, bucketed_batches, encode, fit
+
+
+def encode_examples(tokenizer, examples: Sequence[Example], max_tokens: int) -> list[Encoded]:
+    """Training rows. Raises LabError when there is nothing to train on."""
+    rows = [encode(tokenizer, e.prompt, e.completion, max_tokens) for e in examples if e.completion]
+    if not rows:
+        raise LabError("There are no training rows: every completion is empty.")
+    return rows
+
+
+def train_steps(preset: Preset, rows: int) -> int:
+    """Optimizer steps of the preset's epochs over so many rows."""
+    return preset.epochs * math.ceil(rows / (preset.batch_size * preset.accumulation))
+
+
+def train_lora(
+    model, tokenizer, rows: Sequence[Encoded], preset: Preset, *, name: str, seed: int, folder: Path, checkpoint: Path | None,
+    rank_factor: int = 1, steps: int | None = None, batch_size: int | None = None,
+) -> LoraAdapter:  # fmt: skip
+    """Train one LoRA as the preset says and write it, as an ordinary PEFT adapter, into `folder`; the base stays as it was.
+
+    rank_factor: multiple of the preset's rank and lora_alpha (data-mix takes k, paper Section 3.1). steps, batch_size: other
+    than the preset's. Beside the adapter: training.json with loss per step (nats per token) and seconds.
+    """
+    started = time.time()
+    accumulation = 1 if batch_size else preset.accumulation
+    batch_size = batch_size or preset.batch_size
+    steps = train_steps(preset, len(rows)) if steps is None else steps
+    present = {module.rpartition(".")[2] for module, _ in model.named_modules()}
+    missing = [target for target in preset.targets if target not in present]
+    if missing:
+        raise LabError(f"The base has no module called {missing[0]!r}; choose other targets for preset {preset.name}.")
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=preset.rank * rank_factor, lora_alpha=preset.lora_alpha * rank_factor, lora_dropout=preset.dropout,
+        target_modules=list(preset.targets), task_type="CAUSAL_LM",
+    )  # fmt: skip
+    adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = preset.base
+    try:
+        batches = bucketed_batches(rows, batch_size, steps, seed, tokenizer.pad_token_id, accumulation)
+        schedule = TrainConfig(
+            steps=steps, learning_rate=preset.learning_rate, warmup=min(preset.warmup, steps // 5), precision=preset.precision, seed=seed
+        )
+        losses = fit(adapted, batches, schedule, checkpoint=checkpoint, label=name)
+        adapter = from_peft(adapted, name=name)
+    finally:
+        adapted.unload()
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+    save(folder, adapter, overwrite=True)
+    facts = {"loss": losses, "seconds": round(time.time() - started, 1), "rows": len(rows), "steps": steps}
+    write_atomic(folder / "training.json", json.dumps(facts) + "\n")
+    return adapter

@@ -1,0 +1,204 @@
+"""Completions to verdicts; the oracle is GSM-Hard's own reference programs."""
+
+import ast
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from lab.errors import LabError
+from lab.evaluation.sandbox import Outcome, isolation_level
+from lab.evaluation.scorers import extract_program, score_final_number, score_program, score_programs
+
+GSM_HARD = Path(__file__).parents[3] / "shared" / "data" / "gsm_hard" / "gsmhardv2_first660.jsonl"
+
+PROGRAM = "def solution():\n    x = 2\n\n    return x\n"
+DOCSTRING = 'def solution():\n    """A question\nat the margin?"""\n    return 2\n'
+HELPER = "import math\n\nSIZES = [\n    1,\n]\n\n@staticmethod\ndef helper(n):\n    return n\n\n"
+
+
+@pytest.mark.parametrize(
+    "completion, program",
+    [
+        (PROGRAM, PROGRAM),
+        (" \n " + PROGRAM, PROGRAM),
+        (PROGRAM.replace("\n", "\r\n"), PROGRAM.replace("\n", "\r\n").rstrip() + "\n"),
+        ("Sure, from here:\n```python\n" + PROGRAM + "```\nIt returns 2.\n", PROGRAM),
+        ("```\n" + PROGRAM, PROGRAM),
+        ("```python\nprint(1)\n```\n```python\n" + PROGRAM + "```", PROGRAM),
+        ("Let us see.\n" + PROGRAM + "\n\nQ: And now?\n\ndef solution():\n    return 3\n", PROGRAM),
+        (PROGRAM + "def solution():\n    return 3\n", PROGRAM),
+        (PROGRAM + "print(solution())\n", PROGRAM),
+        (PROGRAM + "```\nThe answer is 2.", PROGRAM),
+        (HELPER + PROGRAM, HELPER + PROGRAM),
+        ("I use a helper.\n" + HELPER + PROGRAM, HELPER + PROGRAM),
+        (PROGRAM + "\ndef helper():\n    return 2\nDone", PROGRAM + "\ndef helper():\n    return 2\n"),
+        (DOCSTRING + "So 2.", DOCSTRING),
+        ("def solution():\n    return (1 +\n", "def solution():\n    return (1 +\n"),
+        ("def solution():\nreturn 2\n", "def solution():\n"),
+        ("The answer is 2.", ""),
+        ("```python\nprint(2)\n```", ""),
+        ("def other():\n    return 1\n", ""),
+        ("", ""),
+    ],
+)
+def test_extract_program(completion, program):
+    assert extract_program(completion) == program
+
+
+def verdict(value, answer: str, completion: str = ""):
+    return score_program(completion, answer, Outcome("ok", repr(value)))
+
+
+@pytest.mark.parametrize(
+    "value, answer, right, relative",
+    [
+        (42, "42", 1, 1),
+        (42.0, "42", 1, 1),
+        (42.0009, "42", 1, 0),
+        (42.0011, "42", 0, 0),
+        (1e12 + 1, "1000000000000.0", 0, 1),
+        (1e12 + 2e6, "1e12", 0, 0),
+        (0.0, "0", 1, 1),
+        (5e-4, "0", 1, 0),
+        (-9867630, "-9867630.0", 1, 1),
+        ("42", "42", 1, 1),
+        ("about 42", "42", 0, 0),
+        (True, "1", 0, 0),
+        (None, "1", 0, 0),
+        ([1], "1", 0, 0),
+        (float("nan"), "1", 0, 0),
+        (float("inf"), "1", 0, 0),
+        (10**400, "1", 0, 0),
+        (10**400, str(10**400), 1, 1),
+    ],
+)
+def test_numbers(value, answer, right, relative):
+    got = verdict(value, answer)
+    assert (got.score, got.extras["relative"]) == (right, relative)
+    assert got.reason == ("right" if right else "wrong") and got.extracted == repr(value)
+
+
+@pytest.mark.parametrize(
+    "value, answer, right",
+    [
+        ("cat", "cat", True),
+        ("cat", "'cat'", True),
+        ("cat ", "cat", True),
+        ("Cat", "cat", False),
+        ("it's", "it's", True),
+        ([1, 2.0], "[1.0, 2]", True),
+        ((1, 2), "[1, 2]", True),
+        ([2, 1], "[1, 2]", False),
+        ([1, 2, 3], "[1, 2]", False),
+        ([["a", True]], "[['a', True]]", True),
+        ([["a", 1]], "[['a', True]]", False),
+        ({"a": 1.0}, "{'a': 1}", True),
+        ({"a": 1, "b": 2}, "{'a': 1}", False),
+        ({1, 2}, "{2, 1}", True),
+        (True, "True", True),
+        (1, "True", False),
+        (None, "None", True),
+        ("", "''", True),
+    ],
+)
+def test_other_answers(value, answer, right):
+    got = verdict(value, answer)
+    assert (got.score, got.extras) == (float(right), {})
+
+
+@pytest.mark.parametrize(
+    "value", ["<int of 999999 bits>", "<object>", "[" * 300, "-" * 9000 + "1", "__import__('os')"]
+)
+def test_texts_that_are_no_literals_are_wrong(value):
+    assert score_program("", "1", Outcome("ok", value)).reason == "wrong"
+
+
+@pytest.mark.parametrize("status", ["no code", "syntax error", "raised", "timed out"])
+def test_failures_keep_their_class_and_count_as_zero(status):
+    got = score_program("so 3", "3", Outcome(status))
+    assert (got.reason, got.score, got.extracted, got.extras) == (
+        status,
+        0.0,
+        "",
+        {"relative": 0.0, "last_number": 1.0},
+    )
+
+
+def test_a_failed_sandbox_is_not_a_wrong_answer():
+    got = score_program("so 3", "3", Outcome("unscored", message="no memory"))
+    assert (got.reason, got.score, got.extras) == ("unscored", None, {})
+
+
+@pytest.mark.parametrize(
+    "text, answer, hit",
+    [("is 1,234.5 or so", "1234.5", 1), ("2 then 3", "2", 0), ("none", "2", 0), ("return x - 7.", "-7", 0)],
+)
+def test_last_number_is_the_released_rule(text, answer, hit):
+    assert verdict(None, answer, text).extras["last_number"] == hit
+
+
+def test_score_programs_end_to_end():
+    completions = [
+        "def solution():\n    return 7",
+        "def solution():\n    return 8",
+        "The answer is 7.",
+        "def solution():\n    return 7 +",
+        "def solution():\n    return 7 / 0",
+        "```python\ndef solution():\n    return sorted('ba')\n```",
+    ]
+    got = score_programs(completions, ["7"] * 5 + ["['a', 'b']"])
+    assert [v.reason for v in got] == ["right", "wrong", "no code", "syntax error", "raised", "right"]
+    assert [v.score for v in got] == [1.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    assert [v.extras.get("last_number") for v in got] == [1.0, 0.0, 1.0, 1.0, 0.0, None]
+    with pytest.raises(LabError, match="1 completions but 2 answers"):
+        score_programs(["x"], ["1", "2"])
+
+
+@pytest.mark.parametrize(
+    "text, extracted, right",
+    [
+        ("6 * 7 = 42. The answer is 42.", "42.", True),
+        ("The answer is: $1,042 in 3 boxes.\nThe answer is 5.", "1,042", False),
+        ("The answer is 42.\n\nQ: Two and 3?", "42.", True),
+        ("6*7=<<6*7=42>>42\n#### 42", "42", True),
+        ("The answer is unknown, maybe 42", "42", True),
+        ("first 7, then 42", "42", True),
+        ("10-42", "42", True),
+        ("it is -42", "-42", False),
+        ("The answer is 4.2e1", "4.2e1", True),
+        ("none", "", False),
+    ],
+)
+def test_final_number(text, extracted, right):
+    got = score_final_number(text, "42")
+    assert (got.extracted, got.score, got.reason) == (extracted, float(right), "right" if right else "wrong")
+    assert got.extras == {"relative": float(right)}
+
+
+def test_final_number_needs_a_number():
+    assert score_final_number("#### 1,000", "1,000").score == 1.0
+    with pytest.raises(LabError, match="'blue' is not a number"):
+        score_final_number("blue", "blue")
+
+
+@pytest.mark.skipif(
+    not GSM_HARD.exists(), reason="../shared/data/gsm_hard is absent; it is not part of the project"
+)
+def test_all_gsm_hard_reference_programs_are_right(capsys):
+    rows = [json.loads(line) for line in GSM_HARD.read_text().splitlines()]
+    started = time.monotonic()
+    verdicts = score_programs([row["code"] for row in rows], [repr(row["target"]) for row in rows])
+    seconds = time.monotonic() - started
+    right = sum(v.reason == "right" for v in verdicts)
+    relative = sum(v.extras["relative"] for v in verdicts)
+    with capsys.disabled():
+        level = isolation_level().name
+        print(f"\nGSM-Hard: {right}/{len(rows)} right ({relative:g} relative) in {seconds:.1f} s, {level}")
+    assert (
+        [(n, v) for n, v in enumerate(verdicts) if v.reason != "right"] == []
+        and len(rows) == 660
+        and relative == 660
+    )
+    assert all(ast.literal_eval(v.extracted) is not None for v in verdicts)

@@ -1,0 +1,169 @@
+"""The training loop: exact resume, exact accumulation, and only what is trainable moves."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lab.errors import LabError
+from lab.training.loop import Encoded, TrainConfig, bucketed_batches, collate, encode, fit, token_loss
+
+
+def tiny(dropout: float = 0.0) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, intermediate_size=24,
+        attention_dropout=dropout,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+ROWS = [Encoded(tuple(range(3, 3 + n)), 2) for n in (4, 5, 6, 7, 8, 9, 10, 11, 12, 13)]
+
+
+def weights(model) -> dict:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_killed_and_resumed_equals_undisturbed(tmp_path, optimizer):
+    config = TrainConfig(steps=8, learning_rate=1e-2, warmup=2, optimizer=optimizer)
+    batches = bucketed_batches(ROWS, 3, 8, 0, 0)
+    whole = tiny(dropout=0.2)
+    losses = fit(whole, batches, config)
+
+    def die(step, loss):
+        if step == 4:
+            raise Killed
+
+    checkpoint = tmp_path / "state"
+    with pytest.raises(Killed):
+        fit(tiny(dropout=0.2), batches, config, checkpoint=checkpoint, checkpoint_seconds=0, on_step=die)
+    resumed = tiny(dropout=0.2)
+    steps_run = []
+    again = fit(resumed, batches, config, checkpoint=checkpoint, on_step=lambda step, loss: steps_run.append(step))
+    assert steps_run == [5, 6, 7]
+    assert again == losses
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name])
+
+
+def test_checkpoint_of_another_run_is_not_used(tmp_path):
+    batches = bucketed_batches(ROWS, 3, 4, 0, 0)
+    fit(tiny(), batches, TrainConfig(steps=4, learning_rate=1e-2), checkpoint=tmp_path / "state", checkpoint_seconds=0)
+    other = TrainConfig(steps=4, learning_rate=2e-2)
+    assert fit(tiny(), batches, other, checkpoint=tmp_path / "state") == fit(tiny(), batches, other)
+
+
+def test_accumulation_equals_one_large_batch():
+    one, many = tiny(), tiny()
+    config = TrainConfig(steps=3, learning_rate=1e-2)
+    losses = fit(one, lambda step: [collate(ROWS, 0)], config)
+    assert fit(many, lambda step: [collate(ROWS[:3], 0), collate(ROWS[3:], 0)], config) == pytest.approx(losses, rel=1e-4)
+    for a, b in zip(one.parameters(), many.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_padding_changes_no_loss():
+    model = tiny()
+    alone = sum(float(token_loss(model, collate([row], 0))[0]) for row in ROWS)
+    together, tokens = token_loss(model, collate(ROWS, 0))
+    assert float(together) == pytest.approx(alone, rel=1e-5)
+    assert tokens == sum(len(row.ids) - row.prompt_length for row in ROWS)
+
+
+def test_loss_is_the_models_own():
+    model, batch = tiny(), collate(ROWS, 0)
+    value, tokens = token_loss(model, batch)
+    reference = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+    assert float(value) / tokens == pytest.approx(float(reference), rel=1e-5)
+
+
+def test_only_trainable_parameters_move():
+    model = tiny()
+    model.requires_grad_(False)
+    model.lm_head.weight.requires_grad_(True)
+    before = weights(model)
+    fit(model, bucketed_batches(ROWS, 4, 2, 0, 0), TrainConfig(steps=2, learning_rate=1e-1))
+    for name, value in weights(model).items():
+        assert torch.equal(value, before[name]) == (name != "lm_head.weight")
+
+
+def test_same_seed_same_result_and_batches_cover_an_epoch():
+    a, b = tiny(0.3), tiny(0.3)
+    config = TrainConfig(steps=3, learning_rate=1e-2, seed=5)
+    assert fit(a, bucketed_batches(ROWS, 4, 3, 5, 0), config) == fit(b, bucketed_batches(ROWS, 4, 3, 5, 0), config)
+    at = bucketed_batches(ROWS, 4, 3, 5, 0)
+    seen = sorted(int(row.sum()) for step in range(3) for row in at(step)[0].input_ids)
+    assert seen == sorted(sum(row.ids) for row in ROWS)
+
+
+def test_encode_is_prompt_and_completion_as_generation_sees_them(tokenizer):
+    row = encode(tokenizer, "Problem: Tom has 3 nuts.\nAnswer:", " Start with 3.", 64)
+    assert row.ids[0] == tokenizer.bos_token_id and row.ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(row.ids[1 : row.prompt_length]) == "Problem: Tom has 3 nuts.\nAnswer:"
+
+
+def test_early_stop_keeps_what_was_learned():
+    model = tiny()
+    before = weights(model)
+    losses = fit(model, bucketed_batches(ROWS, 4, 9, 0, 0), TrainConfig(steps=9, learning_rate=1e-2), on_step=lambda s, loss: s == 1)
+    assert len(losses) == 2
+    assert any(not torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
+def test_stopped_early_stays_stopped_when_resumed(tmp_path):
+    config, batches = TrainConfig(steps=9, learning_rate=1e-2), bucketed_batches(ROWS, 4, 9, 0, 0)
+    model = tiny()
+    losses = fit(model, batches, config, checkpoint=tmp_path / "state", on_step=lambda step, loss: step == 1)
+    again = tiny()
+    assert fit(again, batches, config, checkpoint=tmp_path / "state") == losses
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_two_precisions_in_one_process_and_fp16_without_a_gpu():
+    batches = bucketed_batches(ROWS, 4, 1, 0, 0)
+    for precision in ("no", "bf16", "no"):
+        assert len(fit(tiny(), batches, TrainConfig(steps=1, learning_rate=1e-2, precision=precision))) == 1
+    if not torch.cuda.is_available():
+        with pytest.raises(LabError, match="fp16 needs a GPU"):
+            TrainConfig(steps=1, learning_rate=1e-2, precision="fp16")
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "state").write_bytes(b"half a file")
+    with pytest.raises(LabError, match="is damaged; delete it"):
+        fit(tiny(), bucketed_batches(ROWS, 4, 1, 0, 0), TrainConfig(steps=1, learning_rate=1e-2), checkpoint=tmp_path / "state")
+
+
+def test_bad_input_is_named():
+    with pytest.raises(LabError, match="learning_rate is 0"):
+        TrainConfig(steps=1, learning_rate=0)
+    with pytest.raises(LabError, match="optimizer is 'sgd'"):
+        TrainConfig(steps=1, learning_rate=1, optimizer="sgd")
+    with pytest.raises(LabError, match="nothing to train on"):
+        bucketed_batches([Encoded((1, 2), 2)], 1, 1, 0, 0)
+    frozen = tiny().requires_grad_(False)
+    with pytest.raises(LabError, match="no parameter"):
+        fit(frozen, bucketed_batches(ROWS, 4, 1, 0, 0), TrainConfig(steps=1, learning_rate=1e-2))
+    broken = tiny()
+    nn.init.constant_(broken.lm_head.weight, float("nan"))
+    with pytest.raises(LabError, match="NaN"):
+        fit(broken, bucketed_batches(ROWS, 4, 1, 0, 0), TrainConfig(steps=1, learning_rate=1e-2))
+
+
+def test_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(LabError, match="free some space"):
+        fit(tiny(), bucketed_batches(ROWS, 4, 2, 0, 0), TrainConfig(steps=2, learning_rate=1e-2),
+            checkpoint=tmp_path / "state", checkpoint_seconds=0)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+

@@ -7,8 +7,6 @@ import sys
 
 import pytest
 import torch
-from test_adapter import edit_config, edit_weights, with_first
-from tiny_models import adapter, peft_model
 
 from lab.cli import commands
 from lab.cli.commands import main, read_pairs
@@ -18,6 +16,8 @@ from lab.lora.base import load_base
 from lab.lora.stacked import attach
 from lab.merging import METHODS, merge
 from lab.merging.routing import load_router
+from tests.lora.test_adapter import edit_config, edit_weights, with_first
+from tests.tiny_models import adapter, peft_model
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_learn_gives_an_adapter_and_leaves_no_checkpoint(here, tiny_base, capsys
 
 
 def test_learn_continues_after_an_interruption_and_only_the_same_learning(here, tiny_base, capsys, monkeypatch):
-    from lab.training.loop import loop
+    from lab.training import loop
 
     data = rows_file(here / "a.jsonl")
 

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_results import OWN, saved
 
 from lab.errors import LabError
 from lab.evaluation import statistics
@@ -24,6 +23,7 @@ from lab.pages import figures
 from lab.records import results
 from lab.tasks import manual, manual_in_terms, manual_qa, second_manual
 from lab.world.reading import words
+from tests.records.test_results import OWN, saved
 
 # Tasks
 

@@ -10,7 +10,6 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tiny_models import adapter, llama, logits, relative_error, two_skills
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.errors import LabError
@@ -22,6 +21,7 @@ from lab.lora.adapter import LoraAdapter, load
 from lab.lora.base import load_base
 from lab.lora.stacked import fold
 from lab.merging import METHODS, factor_delta, merge, merge_full_rank
+from tests.tiny_models import adapter, llama, logits, relative_error, two_skills
 
 
 @pytest.fixture(scope="module")

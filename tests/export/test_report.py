@@ -6,15 +6,15 @@
 import json
 
 import pytest
-from test_adapter import edit_config
-from test_merging_static import CASES
-from tiny_models import adapter, gpt2, llama, peft_model, two_skills
 
 from lab.errors import LabError
 from lab.export.report import base_layout, describe, inspect, report
 from lab.lora.adapter import LoraAdapter, check_compatible, load, save
 from lab.lora.stacked import attach
 from lab.merging import METHODS, build, freeze, merge, search
+from tests.lora.test_adapter import edit_config
+from tests.merging.test_merging_static import CASES
+from tests.tiny_models import adapter, gpt2, llama, peft_model, two_skills
 
 
 @pytest.fixture(scope="module")

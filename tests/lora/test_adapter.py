@@ -11,7 +11,6 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_models import adapter, gpt2, llama, logits, peft_model, relative_error, tokens, two_skills
 
 from lab.errors import LabError
 from lab.lora import adapter as lab_adapter
@@ -26,6 +25,7 @@ from lab.lora.adapter import (
     save,
     to_peft,
 )
+from tests.tiny_models import adapter, gpt2, llama, logits, peft_model, relative_error, tokens, two_skills
 
 SETTINGS = {
     "plain": {},

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import adapter, gpt2, llama, logits, relative_error, three_skills, tokens, two_skills
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraFactors, to_peft
 from lab.lora.stacked import StackedLinear, attach, fold
+from tests.tiny_models import adapter, gpt2, llama, logits, relative_error, three_skills, tokens, two_skills
 
 
 def state(model):

@@ -8,7 +8,6 @@ import time
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from tiny_models import adapter, llama, logits, peft_model, relative_error, three_skills, tokens, two_skills
 from torch import nn
 from torch.distributions import Categorical
 
@@ -22,6 +21,7 @@ from lab.merging.methods.adamerging import entropy
 from lab.merging.methods.lorahub import BOUND, PENALTY, weighted
 from lab.merging.methods.rank_cat import split_ranks
 from lab.training.loop import IGNORED, Encoded, collate, token_loss
+from tests.tiny_models import adapter, llama, logits, peft_model, relative_error, three_skills, tokens, two_skills
 
 PAD = 0
 COEFFICIENTS = ["cat", "adamerging", "recycling", "rank_cat"]  # what ends as a concatenation

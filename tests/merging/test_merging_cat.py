@@ -9,17 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
-from tiny_models import (
-    adapter,
-    gpt2,
-    llama,
-    logits,
-    peft_model,
-    relative_error,
-    three_skills,
-    tokens,
-    two_skills,
-)
 
 from lab import merging
 from lab.errors import LabError
@@ -36,6 +25,17 @@ from lab.merging import (
     merge_method,
     schema,
     truncate,
+)
+from tests.tiny_models import (
+    adapter,
+    gpt2,
+    llama,
+    logits,
+    peft_model,
+    relative_error,
+    three_skills,
+    tokens,
+    two_skills,
 )
 
 

@@ -11,8 +11,6 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.model import LoraModel
 from peft.utils.merge_utils import random_pruning
-from test_merging_cat import same_update, sets_of_adapters, weighted_sum
-from tiny_models import adapter, llama, peft_model, three_skills, two_skills
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors, from_peft, module_names, to_peft
@@ -23,6 +21,8 @@ from lab.merging.methods.della import della
 from lab.merging.methods.factorwise import dare_linear_factors, linear_factors, ties_factors
 from lab.merging.methods.ties import ties
 from lab.merging.pruning import drop_randomly, elect_and_merge, keep_largest
+from tests.merging.test_merging_cat import same_update, sets_of_adapters, weighted_sum
+from tests.tiny_models import adapter, llama, peft_model, three_skills, two_skills
 
 STATIC = [name for name, method in METHODS.items() if method.kind not in ("coefficients", "router", "search")]
 FACTORWISE = {

@@ -4,8 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_merging_cat import same_update
-from tiny_models import llama, three_skills, two_skills
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors
@@ -16,6 +14,8 @@ from lab.merging.methods.lora_lego import lora_lego
 from lab.merging.methods.pico import pico
 from lab.merging.methods.tsv import tsv
 from lab.merging.pruning import elect_and_merge, keep_largest
+from tests.merging.test_merging_cat import same_update
+from tests.tiny_models import llama, three_skills, two_skills
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import torch
 from peft import XLoraConfig, get_peft_model
 from peft.tuners.lora.arrow import ArrowLoraLinearLayer, create_arrow_model
 from peft.tuners.lora.config import ArrowConfig
-from tiny_models import adapter, gpt2, llama, logits, relative_error, three_skills, tokens, two_skills
 from torch import nn
 
 from lab.errors import LabError
@@ -21,6 +20,7 @@ from lab.merging import build, freeze, merge
 from lab.merging.methods.remix import leave_one_out, log_probability, sample
 from lab.merging.routing import load_router, save_router
 from lab.training.loop import IGNORED, Batch, TrainConfig, fit, token_loss
+from tests.tiny_models import adapter, gpt2, llama, logits, relative_error, three_skills, tokens, two_skills
 
 ROUTERS = ["moe", "arrow", "xlora", "remix", "lora_flow"]
 LEARNED = ["moe", "xlora", "remix", "lora_flow"]

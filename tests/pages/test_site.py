@@ -14,7 +14,6 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from site_pages import HOSTILE, make_results
 
 from lab.errors import LabError
 from lab.experiments.presets import PRESETS
@@ -22,6 +21,7 @@ from lab.files import PROJECT, content_hash
 from lab.pages import boards, published, site
 from lab.pages.figures import INK
 from lab.records import results
+from tests.pages.site_pages import HOSTILE, make_results
 
 SVG = f'<svg role="img" aria-label="Bars" xmlns="http://www.w3.org/2000/svg"><text fill="{INK}">60</text></svg>'
 

@@ -1,10 +1,10 @@
 """The site in a real browser, from disk, offline: what is asked for, keys, phones, scripts off."""
 
 import pytest
-from site_pages import HOSTILE, make_results
-from test_app_browser import CHROMIUM, Browser
 
 from lab.pages import site
+from tests.app.test_browser import CHROMIUM, Browser
+from tests.pages.site_pages import HOSTILE, make_results
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None,

@@ -5,7 +5,6 @@ import socket
 
 import pytest
 import torch
-from tiny_models import llama, peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from lab.cli import commands
@@ -16,6 +15,7 @@ from lab.experiments.sections import FORMATS_1_2, FORMATS_1_4, FORMATS_2_4, MATH
 from lab.runner import plan
 from lab.runner.plan import SHAPES, Shape, data_of, plan_section, shape_of, size_of
 from lab.training.loop import Batch, token_loss
+from tests.tiny_models import llama, peft_model
 
 CLASSES = {"huggyllama/llama-7b": (LlamaConfig, LlamaForCausalLM, 6_738_415_616),
            "Qwen/Qwen2.5-0.5B": (Qwen2Config, Qwen2ForCausalLM, 494_032_768)}  # fmt: skip

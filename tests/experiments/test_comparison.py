@@ -88,7 +88,7 @@ class Killed(BaseException):
 def test_killed_and_resumed_gives_the_same_records(preset, tmp_path, monkeypatch, where):
     methods = ["maths", "cat"]
     undisturbed = compare(MATH_CODE, preset, methods, [0], 3, out=tmp_path / "a", artifacts=tmp_path / "artifacts-a")
-    place = comparison.learning if where == "learn" else comparison
+    place = comparison.learn if where == "learn" else comparison
     original, calls = getattr(place, where), []
 
     def die(*args, **kwargs):

@@ -113,7 +113,9 @@ class Method:
 
     default_weight: "mean" (1/k each) or "one", used when no weights are given. default_rank: to what a
     module is cut when no rank is asked for, the "sum" or the "max" of the skills' ranks. draws: it takes a
-    generator. recipe: how it is trained, None when it learns nothing.
+    generator. recipe: how it is trained, None when it learns nothing. label: what people read in figures and tables. version:
+    raised when the formula changes, so that nothing made by the old one is taken for the new. max_skills: None for any number.
+    equal_ranks: by its defaults it needs adapters of one rank. control: it stands beside merges to doubt them.
     """
 
     name: str
@@ -126,6 +128,23 @@ class Method:
     default_rank: str
     draws: bool
     recipe: Recipe | None
+    label: str
+    version: int = 1
+    max_skills: int | None = None
+    equal_ranks: bool = False
+    control: bool = False
+
+    @property
+    def role(self) -> str:
+        """What part it plays in a comparison: "control", "router", "learned" or "static"."""
+        if self.control:
+            return "control"
+        return "router" if self.kind == "router" else "static" if self.recipe is None else "learned"
+
+    @property
+    def sees(self) -> str:
+        """What data it may see: one of SEES."""
+        return SEES[None if self.recipe is None else self.recipe.data]
 
     @property
     def summary(self) -> str:
@@ -134,19 +153,25 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
+SEES = {None: "nothing", "prompts": "the skills' prompts", "mix": "a little of the skills' rows", "target": "a few target rows"}
 
 
 def merge_method(
     *,
+    label: str,
     paper: str,
     formula: str,
+    version: int = 1,
     weights: Literal["mean", "one"] = "mean",
     rank: Literal["sum", "max"] = "sum",
     recipe: Recipe | None = None,
+    max_skills: int | None = None,
+    equal_ranks: bool = False,
+    control: bool = False,
 ) -> Callable:
     """Register the decorated function or class in METHODS under its own name; a taken name is an error.
 
-    weights, rank: `default_weight` and `default_rank` of the Method.
+    weights, rank: `default_weight` and `default_rank` of the Method; the others are its fields by the same names.
     """
 
     def register(function):
@@ -158,8 +183,9 @@ def merge_method(
             raise ValueError(f"{name}: positional parameters {positional} are none of {list(KINDS)}")
         draws = "generator" in inspect.signature(function).parameters
         METHODS[name] = Method(
-            name, KINDS[positional], function, paper, formula, parameters, weights, rank, draws, recipe
-        )
+            name, KINDS[positional], function, paper, formula, parameters, weights, rank, draws, recipe, label, version,
+            max_skills, equal_ranks, control,
+        )  # fmt: skip
         return function
 
     return register

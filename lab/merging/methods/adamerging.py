@@ -13,6 +13,7 @@ from lab.training.loop import IGNORED, Batch
 
 
 @merge_method(
+    label="AdaMerging",
     paper="https://arxiv.org/abs/2310.02575",
     formula="Σ clamp(a_i^m, 0, 1) ΔW_i, a learned for least entropy of the predictions",
     recipe=Recipe(learning_rate=1e-3, batch_size=16, steps=500, data="prompts"),

@@ -14,6 +14,7 @@ from lab.merging.routing import Router, token_scores
 
 
 @merge_method(
+    label="Arrow",
     paper="https://arxiv.org/abs/2405.11157",
     formula="c(x) = softmax over the top k of |x·p_i| / temperature, p_i = top right singular vector of ΔW_i",
 )

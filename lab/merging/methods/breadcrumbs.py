@@ -10,6 +10,7 @@ from lab.merging.registry import Range, merge_method
 
 
 @merge_method(
+    label="Breadcrumbs",
     paper="https://arxiv.org/abs/2312.06795",
     formula="Σ w_i δ_i, δ_i = ΔW_i without its largest and smallest entries, w = 1/k",
 )

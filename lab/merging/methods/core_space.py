@@ -11,6 +11,7 @@ from lab.merging.registry import merge_method
 
 
 @merge_method(
+    label="Core Space",
     paper="https://arxiv.org/abs/2509.17786",
     formula="U · TIES(C_1, …, C_k) · Vᵀ, where ΔW_i = U C_i Vᵀ with common U and V",
 )

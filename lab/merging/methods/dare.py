@@ -9,7 +9,7 @@ from lab.merging.registry import merge_method
 DARE = "https://arxiv.org/abs/2311.03099"
 
 
-@merge_method(paper=DARE, formula="Σ w_i (m_i ⊙ ΔW_i)/density, m ~ Bernoulli(density), w = 1/k")
+@merge_method(label="DARE + linear", paper=DARE, formula="Σ w_i (m_i ⊙ ΔW_i)/density, m ~ Bernoulli(density), w = 1/k")
 def dare_linear(
     deltas: Tensor, weights: Tensor, *, density: Density = 0.5, generator: torch.Generator
 ) -> Tensor:
@@ -21,7 +21,7 @@ def dare_linear(
     return torch.einsum("k,koi->oi", weights, drop_randomly(deltas, density, generator))
 
 
-@merge_method(paper=DARE, formula="Σ w_i (m_i ⊙ ΔW_i)/density over elected signs, w = 1/k")
+@merge_method(label="DARE + TIES", paper=DARE, formula="Σ w_i (m_i ⊙ ΔW_i)/density over elected signs, w = 1/k")
 def dare_ties(
     deltas: Tensor, weights: Tensor, *, density: Density = 0.5, generator: torch.Generator
 ) -> Tensor:

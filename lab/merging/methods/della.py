@@ -13,6 +13,7 @@ Epsilon = Annotated[float, Range(0, 0.5), "half the spread of the keep probabili
 
 
 @merge_method(
+    label="DELLA",
     paper="https://arxiv.org/abs/2406.11617",
     formula="λ · (Σ w_i δ_i / Σ w_i over elected signs), δ_i = m_i ⊙ ΔW_i/p_i, m ~ Bernoulli(p_i)",
 )

@@ -10,6 +10,7 @@ from lab.merging.registry import merge_method
 
 
 @merge_method(
+    label="Iso-C",
     paper="https://arxiv.org/abs/2502.04959",
     formula="mean(S) · U Vᵀ, where Σ w_i ΔW_i = U S Vᵀ, w = 1",
     weights="one",

@@ -11,6 +11,7 @@ from lab.merging.registry import merge_method
 
 
 @merge_method(
+    label="KnOTS",
     paper="https://arxiv.org/abs/2410.19735",
     formula="U · TIES(S V_1, …, S V_k), where [ΔW_1 … ΔW_k] = U S [V_1 … V_k]",
 )

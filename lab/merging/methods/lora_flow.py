@@ -13,6 +13,7 @@ from lab.merging.routing import Router, token_scores
 
 
 @merge_method(
+    label="LoRA-Flow",
     paper="https://arxiv.org/abs/2402.11455",
     formula="c(x) = softmax(W_g h) + b per token and layer, h = what enters the layer",
     # thunlp/LoRAFlow, scripts/train.sh and README: four of its six tasks (1e-4 and a batch of 16 for the others).

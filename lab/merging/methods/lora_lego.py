@@ -10,6 +10,7 @@ from lab.merging.registry import Range, merge_method
 
 
 @merge_method(
+    label="LoRA-LEGO",
     paper="https://arxiv.org/abs/2409.16167",
     formula="√(r/K) Σ_j b_j a_j, [a_j; b_j] centroids of K clusters of the skills' ranks, w = 1",
     weights="one",

@@ -20,9 +20,11 @@ Semantics = Literal["factors", "delta"]
 
 
 @merge_method(
+    label="LoRAHub, sees 5 targets",
     paper="https://arxiv.org/abs/2307.13269",
     formula="(Σ w_i B_i)(Σ w_i A_i), or Σ w_i ΔW_i, with w searched for least loss + 0.05·mean|w|",
     recipe=Recipe(learning_rate=None, batch_size=5, steps=40, data="target", rows=5),
+    equal_ranks=True,
 )
 def lorahub(
     adapters: Sequence[LoraAdapter],

@@ -10,6 +10,7 @@ from lab.merging.routing import Router, start_rows, token_scores
 
 
 @merge_method(
+    label="MoE router",
     paper="https://arxiv.org/abs/2410.13025",
     formula="c(x) = softmax(W_r x) per token and module",
     # mergoo's example for LoRA experts (Leroo-AI, 2024), which the paper follows (Appendix B.1).

@@ -10,6 +10,7 @@ from lab.merging.registry import merge_method
 
 
 @merge_method(
+    label="Pico",
     paper="https://arxiv.org/abs/2604.16826",
     formula="c · Σ w_i U diag(α) Uᵀ ΔW_i, α_j = 1/(1 + (k−1) σ_j²/Σσ²), U, σ from [B_1 … B_k], w = 1/k",
 )

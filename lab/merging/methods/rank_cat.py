@@ -9,6 +9,7 @@ from lab.merging.registry import Range, Recipe, merge_method
 
 
 @merge_method(
+    label="CAT per rank",
     paper="https://arxiv.org/abs/2602.12323",
     formula="Σ_i Σ_j a_ij^m s_i b_ij a_ijᵀ, one learned coefficient per rank j of skill i",
     # The rate that the held-out loss chose in the embedded world (0.035 nats; 0.071 at 1e-2, 0.054 at 3e-1).

@@ -8,6 +8,7 @@ from lab.merging.registry import Recipe, merge_method
 
 
 @merge_method(
+    label="Recycling",
     paper="https://arxiv.org/abs/2602.12323",
     formula="Σ leaky_relu(a_i^m) ΔW_i, a learned from 0",
     recipe=Recipe(learning_rate=5e-2, batch_size=8, steps=100),

@@ -14,6 +14,7 @@ from lab.training.loop import IGNORED, Batch
 
 
 @merge_method(
+    label="ReMix",
     paper="https://arxiv.org/abs/2603.10160",
     formula="k of n skills at 1/k each per token and module; q = softmax(P x), sampled to learn, top k to use",
     # The paper trains with LLaMA-Factory; these are that tool's settings in its LoRA examples.

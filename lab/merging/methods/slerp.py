@@ -13,8 +13,10 @@ COLINEAR = 0.9995  # mergekit's |cos| above which the interpolation is a straigh
 
 
 @merge_method(
+    label="SLERP",
     paper="https://en.wikipedia.org/wiki/Slerp",
     formula="(sin((1−t)θ) ΔW_1 + sin(tθ) ΔW_2)/sin θ, t = w_2/(w_1 + w_2), θ = ∠(ΔW_1, ΔW_2)",
+    max_skills=2,
 )
 def slerp(A: Sequence[Tensor], B: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
     """Point between two updates on the arc instead of the chord, per module; exact at rank Σr.

@@ -8,7 +8,7 @@ from lab.merging.methods.concatenation import cat_static
 from lab.merging.registry import merge_method
 
 
-@merge_method(paper="https://arxiv.org/abs/2212.04089", formula="Σ w_i ΔW_i, w = 1", weights="one")
+@merge_method(label="Task arithmetic", paper="https://arxiv.org/abs/2212.04089", formula="Σ w_i ΔW_i, w = 1", weights="one")
 def task_arithmetic(A: Sequence[Tensor], B: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the updates: `cat_static` with weights 1 instead of 1/k ("Editing Models with Task Arithmetic").
 
@@ -19,6 +19,7 @@ def task_arithmetic(A: Sequence[Tensor], B: Sequence[Tensor], weights: Tensor) -
 
 
 @merge_method(
+    label="SVD",
     paper="https://huggingface.co/docs/peft/developer_guides/model_merging",
     formula="best approximation of Σ w_i ΔW_i, w = 1/k, at rank max r_i",
     rank="max",

@@ -8,6 +8,7 @@ from lab.merging.registry import merge_method
 
 
 @merge_method(
+    label="TIES",
     paper="https://arxiv.org/abs/2306.01708",
     formula="λ · (Σ w_i δ_i / Σ w_i over elected signs), δ_i trimmed",
 )

@@ -10,6 +10,7 @@ from lab.merging.registry import merge_method
 
 
 @merge_method(
+    label="TSV-M",
     paper="https://arxiv.org/abs/2412.00081",
     formula="Û diag(w_i S_i) V̂ᵀ, Û and V̂ nearest orthogonal to [U_1 … U_k] and [V_1 … V_k], w = 1",
     weights="one",

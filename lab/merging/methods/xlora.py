@@ -16,6 +16,7 @@ _SEEN_BY_THE_BASE = ("input_ids", "inputs_embeds", "attention_mask", "position_i
 
 
 @merge_method(
+    label="X-LoRA",
     paper="https://arxiv.org/abs/2402.07148",
     formula="c(x) = softmax(classifier(last hidden state of the base) / temperature) per token",
     # The authors' training example (EricLBuehler/xlora, examples/train.ipynb).

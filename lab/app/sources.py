@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import LabError
-from lab.experiments.comparison import SHIPPED
+from lab.experiments.context import SHIPPED
 from lab.lora import adapter as adapters_of
 from lab.lora.adapter import CONFIG, WEIGHTS, LoraAdapter
 from lab.tasks.rows import read_rows

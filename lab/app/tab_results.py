@@ -12,7 +12,8 @@ from lab.app.takehome import apply_recipe
 from lab.errors import LabError
 from lab.merging import METHODS
 from lab.pages.figures import method_bars
-from lab.records import results
+from lab.records import tables
+from lab.records.record import REASONS, load_records
 
 SHOWN = 25
 
@@ -21,7 +22,7 @@ def sections(context: Context) -> dict[str, list]:
     """Records by section, preset and number of problems."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        records = results.load_records(context.results)
+        records = load_records(context.results)
     found: dict[str, list] = {}
     for record in records:
         found.setdefault(f"{record.section} · {record.preset} · {record.n + record.unscored} problems", []).append(
@@ -38,8 +39,8 @@ def board(records: list, reference: str = "cat") -> tuple:
     key = tuple(record.key for record in records)
     if key not in _BOARDS:
         methods = {r.method for r in records}
-        table = results.result_table(records, reference if reference in methods else records[0].method)
-        _BOARDS[key] = method_bars(table), results.format_table(table)
+        table = tables.result_table(records, reference if reference in methods else records[0].method)
+        _BOARDS[key] = method_bars(table), tables.format_table(table)
     return _BOARDS[key]
 
 
@@ -52,7 +53,7 @@ def build(page: Page, tabs: gr.Tabs) -> None:
             wanted = gr.Textbox("", label="Filter methods (part of a name)", min_width=180, elem_id="filter")
             method = gr.Dropdown([], label="Method", min_width=130, elem_id="result-method")
             seed = gr.Dropdown([], label="Seed", min_width=70)
-            reason = gr.Dropdown(["all", *results.REASONS], value="all", label="Answers", min_width=100)
+            reason = gr.Dropdown(["all", *REASONS], value="all", label="Answers", min_width=100)
             number = gr.Number(0, label="From number", precision=0, minimum=0, min_width=80)
         opening = gr.Button("Open this run's settings in Compare", elem_id="open-run")
         leaderboard = gr.HTML("", elem_id="leaderboard", apply_default_css=False)

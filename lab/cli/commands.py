@@ -36,8 +36,6 @@ EXAMPLES = """examples:
   python -m lab learn maths/ code/ --method cat --data maths.jsonl code.jsonl --out merged/
 
 python -m lab COMMAND --help tells each command's options."""
-# Trained or chosen by lab.experiments.comparison rather than by a function of adapters.
-CONTROLS = ("data_mix", "new_lora", "random_loras", "rescale_one", "cat_random")
 LORA_SOUPS = "2410.13025"
 ADAPTERS_HELP = "PEFT folders or Hub ids; NAME=FOLDER names one, where folders are called alike"
 
@@ -102,15 +100,14 @@ def methods(arguments: Sequence[str]) -> int:
 
 
 def method_rows() -> list[dict]:
-    """Every method and control: name, group, kind, source, formula, summary, parameters."""
-    from lab.experiments.comparison import CONTENDERS
-    from lab.export.report import GROUPS, group
+    """Every method and what is a control: name, group (its role), kind, source, formula, summary, parameters."""
+    from lab.experiments.candidates import CANDIDATES
     from lab.merging import METHODS
 
     rows = [
         {
             "name": name,
-            "group": "control" if name in CONTROLS else group(method),
+            "group": method.role,
             "kind": method.kind,
             "source": method.paper,
             "formula": method.formula,
@@ -122,16 +119,12 @@ def method_rows() -> list[dict]:
         }
         for name, method in METHODS.items()
     ]
-    for name in CONTROLS:
-        if name not in METHODS:
-            function = getattr(CONTENDERS[name], "func", CONTENDERS[name])
-            summary = " ".join((function.__doc__ or "").partition("\n\n")[0].split())
-            stated = re.search(r"arXiv (\d{4}\.\d{5})", summary)
-            source = f"https://arxiv.org/abs/{stated[1] if stated else LORA_SOUPS}"
-            row = {"name": name, "group": "control", "kind": "", "source": source, "formula": ""}
-            summary = summary.removeprefix("Control: ")
+    for name, found in CANDIDATES.items():
+        if name not in METHODS and found.role in ("control", "data"):
+            summary = found.summary.removeprefix("Control: ")
+            row = {"name": name, "group": "control", "kind": "", "source": found.source, "formula": ""}
             rows.append({**row, "summary": summary[0].upper() + summary[1:], "parameters": []})
-    order = [*GROUPS, "control"]
+    order = ("static", "learned", "router", "control")
     return sorted(rows, key=lambda row: (order.index(row["group"]), row["name"]))
 
 

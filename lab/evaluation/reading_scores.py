@@ -45,20 +45,20 @@ def stated_answer(completion: str) -> str:
     return (line[found.end() :] if found else line).strip().removesuffix(".").strip()
 
 
-def score_reading(completions: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-    """One verdict per completion. An answer is gold text; further lines are other wordings of it, and the best counts.
+def score_reading(completions: Sequence[str], targets: Sequence[Sequence[str]]) -> list[Verdict]:
+    """One verdict per completion. Its targets are wordings of the gold answer, of which the best counts.
 
     Extras: exact_match, f1. Right: an exact match, or, where the gold answer has more than SHORT_ANSWER words (a sentence,
     which nobody repeats word for word), an F1 of at least ENOUGH_F1. Reasons: right, partly right (some word is), wrong,
-    no answer. Raises LabError when an answer is empty, or there are not as many as completions.
+    no answer. Raises LabError when there is no gold answer, or not as many as completions.
     """
-    if len(completions) != len(answers):
-        raise LabError(f"There are {len(completions)} completions but {len(answers)} answers; give one for each.")
-    return [_score(number, *pair) for number, pair in enumerate(zip(completions, answers, strict=True), 1)]
+    if len(completions) != len(targets):
+        raise LabError(f"There are {len(completions)} completions but {len(targets)} answers; give one for each.")
+    return [_score(number, *pair) for number, pair in enumerate(zip(completions, targets, strict=True), 1)]
 
 
-def _score(number: int, completion: str, answer: str) -> Verdict:
-    golds = [line for line in answer.split("\n") if line.strip()]
+def _score(number: int, completion: str, targets: Sequence[str]) -> Verdict:
+    golds = [gold for gold in targets if gold.strip()]
     if not golds:
         raise LabError(f"Question {number} has no gold answer to score against; give one, or leave the question out.")
     said = stated_answer(completion)

@@ -1,14 +1,14 @@
 """Ablations: sweeps over a method's settings, what a sweep would choose, learned against static, the spread over seeds.
 
-A sweep scores many merges cheaply: the merge is folded into a copy of the base, a few problems of the target are
-answered, and the loss is measured on rows of the skills' own data that no point learned on. One file holds a sweep; it
+A sweep scores many merges cheaply: the merge is folded into the base, a few problems of the target are answered, the base's
+weights are put back, and the loss is measured on rows of the skills' own data that no point learned on. One file holds a sweep; it
 grows point by point, so that an interrupted sweep goes on, and a finer grid over the same settings only adds points.
 """
 
-import copy
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -19,22 +19,23 @@ from tqdm import tqdm
 
 from lab.errors import LabError
 from lab.evaluation import statistics
-from lab.evaluation.generate import generate
-from lab.experiments.comparison import SHIPPED, Bench, Entry, Section, data_hash
+from lab.evaluation.evaluate import evaluate
+from lab.experiments.candidates import Candidate, describe
+from lab.experiments.context import Entry, RunContext, asked_digest, open_contexts
 from lab.experiments.presets import Preset
-from lab.experiments.store import Store
+from lab.experiments.section import Section
 from lab.files import content_hash, write_atomic
 from lab.lora.adapter import LoraAdapter
-from lab.lora.base import load_base
-from lab.lora.stacked import fold
+from lab.lora.stacked import folded
 from lab.merging import METHODS, get_method, learn, merge
 from lab.merging.registry import complete_parameters
-from lab.records import results
-from lab.records.results import RunRecord
+from lab.records import tables
+from lab.records.record import RunRecord, environment, read_records
+from lab.tasks import Example
 
 HELD_OUT_ROWS = 80  # enough to order merges by their loss; the target's answers cost more
 ORACLE, HONEST = "best on the target", "lowest held-out loss"
-_SUFFIXES = {ORACLE: "oracle", HONEST: "held_out"}  # of a choice that is asked again as a contender
+_SUFFIXES = {ORACLE: "oracle", HONEST: "held_out"}  # of a choice that is asked again
 LEARNING = ("learning_rate", "coefficient_share")  # of a learned method, besides its own parameters
 Grid = Mapping[str, Sequence]
 
@@ -59,13 +60,14 @@ def sweep(
     preset = preset.change(coefficient_share=max(grid.get("coefficient_share", [preset.coefficient_share])))
     if problems < 2:
         raise LabError(f"problems is {problems}; give 2 or more.")
-    model, tokenizer = load_base(preset.base, revision=preset.revision, dtype=preset.dtype)
-    bench = Bench(section, preset, seed, Store(artifacts, shipped=SHIPPED), model, tokenizer)
+    (context,) = open_contexts(section, preset, [seed], artifacts)
     target = section.target
-    tasks = (*section.skills, target)
-    data = {t.name: (t.version, t.template, data_hash(t, preset.source(t.folder))) for t in tasks}
+    examples = context.examples(target, "test", problems, seed=0)
+    asked = [target.version, target.stop, target.max_new_tokens, asked_digest(examples)]
     decoding = {name: getattr(preset, name) for name in ("temperature", "top_p", "max_new_tokens")}
-    key = content_hash(bench.coefficient_key(method=method), data, decoding, problems, HELD_OUT_ROWS)
+    fixed = {name: value for name, value in complete_parameters(get_method(method), {}).items() if name not in grid}
+    made = {**context.method_key(method, {}), "parameters": fixed}
+    key = content_hash(context.coefficient_key(**made), asked, decoding, HELD_OUT_ROWS)
     file = Path(out) / "sweeps" / f"{section.name}-{method}-seed{seed}-{key[:10]}.jsonl"
     Path(artifacts).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(artifacts) / f".{file.name}.lock"):
@@ -73,13 +75,13 @@ def sweep(
         if not head:
             head = {
                 "section": section.name, "preset": preset.name, "method": method, "seed": seed, "task": target.name,
-                "task_version": target.version, "problems": problems, "key": key, "environment": results.environment(),
+                "task_version": target.version, "problems": problems, "key": key, "environment": environment(),
             }  # fmt: skip
         missing = [point for point in points if _name(point) not in done]
-        asked = {line["adapter"]: line for line in done.values()}
+        done_by_adapter = {line["adapter"]: line for line in done.values()}
         for point in tqdm(missing, desc=f"{method}, {len(points)} points", mininterval=2.0):
-            line = _score(bench, method, point, problems, asked)
-            done[_name(point)] = asked[line["adapter"]] = line
+            line = _score(context, method, point, examples, done_by_adapter)
+            done[_name(point)] = done_by_adapter[line["adapter"]] = line
             lines = (json.dumps(entry, allow_nan=False) for entry in (head, *done.values()))
             write_atomic(file, "\n".join(lines) + "\n")
     table = pd.DataFrame([_row(done[_name(point)]) for point in points])
@@ -98,26 +100,27 @@ def choices(table: pd.DataFrame) -> pd.DataFrame:
     return chosen.assign(point=chosen.index).set_axis([ORACLE, HONEST])
 
 
-def contender(table: pd.DataFrame, choice: str) -> Callable[[Bench], Entry]:
-    """A choice of a sweep as a contender of lab.experiments.comparison, for all problems of the test and the skills of any seed."""
+def chosen(table: pd.DataFrame, choice: str) -> Candidate:
+    """A choice of a sweep as a candidate, for all problems of the test and the skills of any seed."""
     method, pool = table.attrs["method"], table.attrs["pool"]
     point = {name: choices(table).at[choice, name] for name in _grid_columns(table)}
     point = {name: value.item() if isinstance(value, np.generic) else value for name, value in point.items()}
 
-    def make(bench: Bench) -> Entry:
-        preset = bench.preset.change(coefficient_share=pool)
-        bench = Bench(bench.section, preset, bench.seed, bench.store, bench.model, bench.tokenizer)
-        key = bench.coefficient_key(method=method, point=point)
-        return bench.made(f"swept_{method}", key, lambda _: (_merged(bench, method, point), {}))
+    def make(context: RunContext) -> Entry:
+        context = context.change(coefficient_share=pool)
+        weights, parameters = _settings(context, method, point)
+        key = {**context.method_key(method, parameters), "weights": weights}
+        if METHODS[method].recipe is not None:
+            key = context.coefficient_key(**key, **{name: point[name] for name in LEARNING if name in point})
+        return context.made(f"swept_{method}", key, lambda _: (_merged(context, method, point), {}))
 
-    return make
+    return replace(describe(f"{method}_{_SUFFIXES[choice]}"), make=make)
 
 
-def confirm(tables: Sequence[pd.DataFrame]) -> dict[str, Callable[[Bench], Entry]]:
-    """Both choices of every sweep as contenders: "ties_factors_oracle", "ties_factors_held_out", …"""
-    return {
-        f"{t.attrs['method']}_{suffix}": contender(t, choice) for t in tables for choice, suffix in _SUFFIXES.items()
-    }
+def confirm(sweeps: Sequence[pd.DataFrame]) -> dict[str, Candidate]:
+    """Both choices of every sweep as candidates by name: "ties_factors_oracle", "ties_factors_held_out", …"""
+    found = [chosen(table, choice) for table in sweeps for choice in _SUFFIXES]
+    return {candidate.name: candidate for candidate in found}
 
 
 def panels(
@@ -137,15 +140,15 @@ def marks(table: pd.DataFrame, by: Sequence[str], rows: str, columns: str) -> di
     return {name: (_title(by, row), row[rows], row[columns]) for name, row in choices(table).iterrows()}
 
 
-def choice_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def choice_table(sweeps: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """What each sweep's choices are and score. Strings throughout.
 
     Among them is Spearman's correlation, over the points, of the held-out loss with the target: −1 where the loss
     orders as the target does.
     """
     lines = []
-    for table in tables:
-        label = results.describe(table.attrs["method"]).label
+    for table in sweeps:
+        label = describe(table.attrs["method"]).label
         order = table[["loss", "score"]].astype(float).corr("spearman").iat[0, 1]
         for choice, row in choices(table).iterrows():
             score, low, high = (100 * row[name] for name in ("score", "low", "high"))
@@ -168,7 +171,7 @@ def learned_against_static(sections: Mapping[str, Sequence[RunRecord]], paper: M
     """
     parts = {}
     for title, records in sections.items():
-        shown = results.format_table(results.result_table(records, reference="cat_static"))
+        shown = tables.format_table(tables.result_table(records, reference="cat_static"))
         shown = shown.filter(regex="^right|^difference|^p |^n ")
         said = [f"{paper[title]:+g}" if name == "Learned CAT" and title in paper else "" for name in shown.index]
         parts[section_title(title)] = shown.assign(**{"paper, points": said})
@@ -180,7 +183,7 @@ def seed_spread(records: Sequence[RunRecord], paper: Mapping[str, str] = {}) -> 
 
     paper: method -> what the paper says. Strings throughout; one seed has no deviation.
     """
-    table = results.result_table(records, reference=records[0].method)
+    table = tables.result_table(records, reference=records[0].method)
     lines = {}
     for method, row in table.iterrows():
         by_seed = 100 * np.array(row["by_seed"])
@@ -210,31 +213,31 @@ def companions(records: Sequence[RunRecord], folder: Path) -> list[RunRecord]:
         )  # fmt: skip
 
     methods = {r.method for r in records}
-    found, _ = results.read_records(folder, first.section)
+    found, _ = read_records(folder, first.section)
     return [*records, *(r for r in found if r.method not in methods and alike(r))]
 
 
 def finding(
-    tables: Sequence[pd.DataFrame], sections: Mapping[str, Sequence[RunRecord]], asked: Sequence[RunRecord] = ()
+    sweeps: Sequence[pd.DataFrame], sections: Mapping[str, Sequence[RunRecord]], asked: Sequence[RunRecord] = ()
 ) -> str:
     """One sentence: learned against static, and what choosing on the test itself is worth.
 
-    asked: records of the contenders of `confirm`, whose scores are told in place of the sweep's own few problems.
+    asked: records of the candidates of `confirm`, whose scores are told in place of the sweep's own few problems.
     """
     parts = []
     for name, records in sections.items():
-        learned = results.result_table(records, reference="cat_static").loc["cat"]
+        learned = tables.result_table(records, reference="cat_static").loc["cat"]
         points = [_signed(100 * learned[column]) for column in ("difference", "difference_low", "difference_high")]
         parts.append(
             f"{section_title(name)}: learned CAT is {points[0]} points ({points[1]} to {points[2]}) from static CAT"
         )
-    for table in tables:
+    for table in sweeps:
         said = []
         for choice, suffix in _SUFFIXES.items():
             again = [r.scores["right"] for r in asked if r.method == f"{table.attrs['method']}_{suffix}"]
             once = f"{100 * choices(table).at[choice, 'score']:.1f} %"
             said.append(f"{100 * sum(again) / len(again):.1f} % on the whole test ({once} in the sweep)" if again else once)
-        label = results.describe(table.attrs["method"]).label
+        label = describe(table.attrs["method"]).label
         parts.append(
             f"of {len(table)} settings of {label} the best on the target scores {said[0]}, the one with the lowest held-out loss "
             f"{said[1]}"
@@ -273,47 +276,46 @@ def _points(section: Section, method: str, grid: Grid) -> list[dict]:
     return points
 
 
-def _merged(bench: Bench, method: str, point: Mapping) -> LoraAdapter:
-    """The point's merge of the bench's skills."""
+def _settings(context: RunContext, method: str, point: Mapping) -> tuple[list[float], dict]:
+    """A point's weights ([] for the method's own) and parameters, the context's seed among them."""
     names = {parameter.name for parameter in METHODS[method].parameters}
     parameters = {name: value for name, value in point.items() if name in names}
     if "seed" in names:
-        parameters["seed"] = bench.seed
+        parameters["seed"] = context.seed
+    named = [f"weight {task.name}" for task in context.section.skills]
+    return [point[name] for name in named if name in point], parameters
+
+
+def _merged(context: RunContext, method: str, point: Mapping) -> LoraAdapter:
+    """The point's merge of the context's skills."""
+    weights, parameters = _settings(context, method, point)
     if METHODS[method].recipe is None:
-        weights = [point[f"weight {task.name}"] for task in bench.section.skills if f"weight {task.name}" in point]
-        return merge(method, bench.skills, weights or None, **parameters)
-    preset = bench.preset
-    rows, _ = learn.split_held_out(bench.coefficient_rows, bench.seed)
+        return merge(method, context.skills, weights or None, **parameters)
+    preset = context.preset
+    rows, _ = learn.split_held_out(context.coefficient_rows, context.seed)
     share = point.get("coefficient_share", preset.coefficient_share) / preset.coefficient_share
     return learn.learn(
-        method, bench.model, bench.skills, rows[: max(2, round(len(rows) * share))], bench.tokenizer.pad_token_id,
+        method, context.model, context.skills, rows[: max(2, round(len(rows) * share))], context.tokenizer.pad_token_id,
         rates=(point["learning_rate"],), batch_size=preset.coefficient_batch, epochs=preset.coefficient_epochs,
-        seed=bench.seed, precision=preset.precision, parameters=parameters,
+        seed=context.seed, precision=preset.precision, parameters=parameters,
     ).adapter  # fmt: skip
 
 
-def _score(bench: Bench, method: str, point: Mapping, problems: int, asked: Mapping[str, Mapping]) -> dict:
-    """A point's line. asked: lines by their merge's digest."""
-    started = time.time()
-    adapter = _merged(bench, method, point)
+def _score(context: RunContext, method: str, point: Mapping, examples: Sequence[Example], known: Mapping[str, Mapping]) -> dict:
+    """A point's line. known: lines by their merge's digest."""
+    started = time.monotonic()
+    adapter = _merged(context, method, point)
     digest = adapter.digest()[:16]
-    if digest in asked:
-        return {**asked[digest], "point": dict(point), "seconds": round(time.time() - started, 2)}
-    preset, target, pad = bench.preset, bench.section.target, bench.tokenizer.pad_token_id
-    merged = fold(copy.deepcopy(bench.model), adapter)
-    _, held_out = learn.split_held_out(bench.coefficient_rows, bench.seed)
-    loss = learn.held_out_loss(merged, held_out[:HELD_OUT_ROWS], pad)
-    examples = bench.examples(target, "test", problems, seed=0)
-    answers = generate(
-        merged, bench.tokenizer, [e.prompt for e in examples], stop=target.stop,
-        max_new_tokens=preset.max_new_tokens or target.max_new_tokens, temperature=preset.temperature,
-        top_p=preset.top_p, batch_size=preset.generation_batch, seed=bench.seed,
-    )  # fmt: skip
-    scores = [verdict.score for verdict in target.score(answers, [e.answer for e in examples])]
+    if digest in known:
+        return {**known[digest], "point": dict(point), "seconds": round(time.monotonic() - started, 2)}
+    _, held_out = learn.split_held_out(context.coefficient_rows, context.seed)
+    with folded(context.model, adapter):
+        loss = learn.held_out_loss(context.model, held_out[:HELD_OUT_ROWS], context.tokenizer.pad_token_id)
+        scores = evaluate(context.model, context.tokenizer, context.section.target, examples, context.decoding).scores
     return {
         "point": dict(point), "adapter": digest, "loss": round(loss, 5),
         "scores": [score if score in (None, 0, 1) else round(score, 4) for score in scores],
-        "seconds": round(time.time() - started, 2),
+        "seconds": round(time.monotonic() - started, 2),
     }  # fmt: skip
 
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from lab.errors import LabError
-from lab.experiments.comparison import Section
-from lab.records import results
-from lab.records.results import RunRecord, describe, skill_names
+from lab.experiments.candidates import describe
+from lab.experiments.section import Section
+from lab.records import tables
+from lab.records.record import RunRecord, skill_names
 
 # Label of a control -> its method; "" where it is chosen among the records.
 BEST_SKILL, NOISE = "Best skill alone", "Random LoRAs"
@@ -20,22 +21,22 @@ CONTROLS = {
 
 
 def noise(learned: str) -> str:
-    """The control that learns on noise: as many coefficients as CAT, or for others one per rank, which can do all they can."""
-    return "random_loras" if learned == "cat" else "random_loras_per_rank"
+    """The control that learns on noise as this merge does, or one coefficient per rank, which can do all that others can."""
+    return {"cat": "random_loras", "cat_softmax": "random_loras_softmax"}.get(learned, "random_loras_per_rank")
 
 
 def methods(section: Section, learned: Sequence[str]) -> list[str]:
     """All that the table needs of a section. Raises LabError unless there are one to three learned merges."""
     if not 1 <= len(learned) <= 3:
         raise LabError(f"There are {len(learned)} learned merges; give one to three.")
-    fixed = [method for method in CONTROLS.values() if method not in ("", "random_loras", CONTINUAL) or method in section.contenders]
+    fixed = [method for method in CONTROLS.values() if method not in ("", "random_loras", CONTINUAL) or method in section.candidates]
     return list(dict.fromkeys([*fixed, *(task.name for task in section.skills), *map(noise, learned), *learned]))
 
 
 def table(records: Mapping[str, Sequence[RunRecord]], learned: Sequence[str]) -> pd.DataFrame:
     """Every learned merge against every control. records: section -> its records, with all of `methods`.
 
-    One row per (section, learned, control), with `results.differences` of the merge minus the control, Holm over the whole table;
+    One row per (section, learned, control), with `tables.differences` of the merge minus the control, Holm over the whole table;
     method: the control's; score and control_score (fractions, mean over seeds). The best skill is the best on the target's test:
     a choice in its favour.
     """
@@ -53,14 +54,14 @@ def table(records: Mapping[str, Sequence[RunRecord]], learned: Sequence[str]) ->
                 told[name, merge, label] = {
                     "method": method, "score": _score(by_method[merge]), "control_score": _score(by_method[method])
                 }  # fmt: skip
-    found = pd.DataFrame.from_dict(told, orient="index").join(results.differences(pairs))
+    found = pd.DataFrame.from_dict(told, orient="index").join(tables.differences(pairs))
     found.index = pd.MultiIndex.from_tuples(found.index, names=["section", "learned", "control"])
     return found
 
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
     """As people read it: per cent, differences in points with 95 % intervals, p after Holm. Strings throughout."""
-    shown = results.format_differences(table)
+    shown = tables.format_differences(table)
     shown.insert(0, "control, %", [f"{100 * value:.1f}" for value in table["control_score"]])
     shown.insert(0, "merge, %", [f"{100 * value:.1f}" for value in table["score"]])
     return shown.rename(index=lambda name: describe(name).label, level="learned")

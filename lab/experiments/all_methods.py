@@ -6,13 +6,14 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from lab.experiments.comparison import Section
+from lab.experiments.candidates import CANDIDATES
+from lab.experiments.section import Section
 from lab.lora.adapter import LoraAdapter, LoraFactors, linear_shape
 from lab.lora.base import load_base
 from lab.lora.stacked import attach
 from lab.merging import METHODS, build
-from lab.records import results
-from lab.records.results import RunRecord
+from lab.records import tables
+from lab.records.record import RunRecord
 
 
 def section_of(section: Section) -> Section:
@@ -24,7 +25,7 @@ def methods(section: Section, wanted: Sequence[str] = ()) -> list[str]:
     """The base, each skill, controls, and the wanted (default all) methods of the library that the section can serve."""
     shown = {name for name, method in METHODS.items() if method.recipe and method.recipe.data == "target"}  # see some of the target
     served = [name for name in wanted or METHODS if section.target.demonstrations or name not in shown]
-    mixes = [name for name in section.contenders if name.startswith("data_mix")]
+    mixes = [name for name in section.candidates if CANDIDATES[name].role == "data"]
     controls = ["data_mix", *mixes, "new_lora", "new_lora_compute", "random_loras", "rescale_one"]
     return list(dict.fromkeys(["base", *(task.name for task in section.skills), *controls, *served]))
 
@@ -53,9 +54,9 @@ def memory(record: RunRecord, section: Section, model) -> float:
 
 
 def table(records: Sequence[RunRecord], section: Section) -> pd.DataFrame:
-    """`results.result_table` against the library's best method, with rank, seconds to make and memory (MB) of each."""
+    """`tables.result_table` against the library's best method, with rank, seconds to make and memory (MB) of each."""
     best = max((r for r in records if r.method in METHODS), key=lambda r: r.scores["right"]).method
-    found = results.result_table(records, reference=best)
+    found = tables.result_table(records, reference=best)
     preset = records[0].parameters["preset"]
     model, _ = load_base(preset["base"], revision=preset["revision"], dtype=preset["dtype"])
     first = {record.method: record for record in reversed(records)}
@@ -72,7 +73,7 @@ def table(records: Sequence[RunRecord], section: Section) -> pd.DataFrame:
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
     """As people read it, best first: score with its interval, difference, and costs. Strings throughout."""
-    shown = results.format_table(table[[name for name in table if name not in ("rank", "make", "memory")]])
+    shown = tables.format_table(table[[name for name in table if name not in ("rank", "make", "memory")]])
     shown = shown[[name for name in shown if name.startswith(("right", "difference", "p (", "n ×", "unscored"))]]
     shown["rank"] = ["" if pd.isna(value) else f"{value:.0f}" for value in table["rank"]]
     shown["seconds to make"] = [f"{value:.1f}" for value in table["make"]]

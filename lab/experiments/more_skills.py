@@ -11,16 +11,15 @@ import pandas as pd
 import torch
 
 from lab.errors import LabError
-from lab.experiments.comparison import SHIPPED, Bench, Section
-from lab.experiments.continual import folded
+from lab.experiments.candidates import describe
+from lab.experiments.context import open_contexts
 from lab.experiments.presets import Preset
-from lab.experiments.sections import QABOT, READING
-from lab.experiments.store import Store
-from lab.lora.base import load_base
-from lab.lora.stacked import attach
+from lab.experiments.section import Section
+from lab.experiments.sections import READING
+from lab.lora.stacked import attach, folded
 from lab.merging import build, merge
-from lab.records import results
-from lab.records.results import RunRecord, describe
+from lab.records import tables
+from lab.records.record import RunRecord, skill_names
 from lab.tasks import Task, extraction, instruction, manual, manual_in_terms, manual_qa, second_manual, technical_reading, terms
 
 SKILLS = (manual.TASK, instruction.TASK, terms.TASK, extraction.TASK, second_manual.TASK)  # in the order in which they come in
@@ -29,8 +28,6 @@ NEEDS = (  # target, the skills it needs
     (technical_reading.TASK, (terms.TASK, extraction.TASK)),
     (manual_in_terms.TASK, (manual.TASK, instruction.TASK, terms.TASK)),
 )
-_ALONE = Section("second_manual", (second_manual.TASK,), manual_qa.TASK)
-_HOMES = {"manual": QABOT, "instruction": QABOT, "terms": READING, "extraction": READING, "second_manual": _ALONE}
 
 Grown = Mapping[tuple[str, int], Sequence[RunRecord]]  # (target, number of skills) -> records
 
@@ -48,8 +45,7 @@ def sections(most: int = len(SKILLS)) -> list[Section]:
 
 
 def _section(target: Task, skills: tuple[Task, ...]) -> Section:
-    homes = {task.name: _HOMES[task.name] for task in skills}
-    return Section(f"x2_more_skills_{target.name}_{len(skills)}", skills, target, presets=READING.presets, homes=homes)
+    return Section(f"x2_more_skills_{target.name}_{len(skills)}", skills, target, presets=READING.presets)
 
 
 def place(section: Section) -> tuple[str, int]:
@@ -60,12 +56,12 @@ def place(section: Section) -> tuple[str, int]:
 def scores(records: Grown) -> pd.DataFrame:
     """One row per (target, method, k): label, role, score, low, high (fractions, 95 %), n, seeds, rank, and seconds to make.
 
-    change_difference, _low, _high, _p_holm, _verdict: `results.differences` of the same method, this set of skills minus the
+    change_difference, _low, _high, _p_holm, _verdict: `tables.differences` of the same method, this set of skills minus the
     target's smallest, Holm over all; NaN for the smallest, the base and single skills.
     """
     lines, pairs, first = {}, {}, {}
     for (target, k), own in records.items():
-        table = results.result_table(own, reference=own[0].method)
+        table = tables.result_table(own, reference=own[0].method)
         for method, row in table.iterrows():
             group = [r for r in own if r.method == method]
             made = [(r.parameters.get("rank"), r.seconds["make"]) for r in group]
@@ -73,11 +69,11 @@ def scores(records: Grown) -> pd.DataFrame:
             told = row[["label", "role", "score", "low", "high", "n", "seeds"]]
             lines[target, method, k] = {**told, "rank": rank, "seconds": seconds}
             start = first.setdefault((target, method), (k, group))
-            if start[0] != k and describe(method, results.skill_names(own)).role not in ("base", "skills"):
+            if start[0] != k and describe(method, skill_names(own)).role not in ("base", "skill"):
                 pairs[target, method, k] = group, start[1]
     table = pd.DataFrame.from_dict(lines, orient="index")
     if pairs:
-        changes = results.differences(pairs)[["difference", "low", "high", "p_holm", "verdict"]]
+        changes = tables.differences(pairs)[["difference", "low", "high", "p_holm", "verdict"]]
         table = table.join(changes.add_prefix("change_"))
     table.index = pd.MultiIndex.from_tuples(table.index, names=["target", "method", "k"])
     return table
@@ -94,7 +90,7 @@ def format_scores(table: pd.DataFrame, target: str) -> pd.DataFrame:
     shown = pd.Series(cells, index=own.index).unstack("k").add_suffix(" skills, %").reindex(last.index)
     if len(counts) > 1:
         change = last.filter(like="change_").rename(columns=lambda name: name.removeprefix("change_"))
-        told = results.format_differences(change.join(last[["n", "seeds"]]))
+        told = tables.format_differences(change.join(last[["n", "seeds"]]))
         shown[f"{counts.max()} minus {counts.min()} skills, points"] = told["difference, points"].where(reached, "")
         shown["p (Holm)"] = told["p (Holm)"].where(reached, "")
     shown["n × seeds"] = [f"{n} × {seeds}" for n, seeds in last[["n", "seeds"]].to_numpy()]
@@ -128,7 +124,8 @@ def speeds(chosen: Iterable[Section], preset: Preset, seed: int, artifacts: Path
     rows prompts at a time and `tokens` new ones for each, the fastest of three rounds; skills from the store. What a router has
     learned does not change its speed: this one is new.
     """
-    model, tokenizer = load_base(preset.base, revision=preset.revision, dtype=preset.dtype)
+    contexts = [context for section in chosen for context in open_contexts(section, preset, [seed], artifacts)]
+    model, tokenizer = contexts[0].model, contexts[0].tokenizer
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, len(tokenizer), (rows, tokens), generator=generator).to(model.device)
 
@@ -144,8 +141,7 @@ def speeds(chosen: Iterable[Section], preset: Preset, seed: int, artifacts: Path
         return rows * tokens / min(rounds)
 
     lines: dict[int, dict[str, float]] = {}
-    for section in chosen:
-        skills = Bench(section, preset, seed, Store(artifacts, shipped=SHIPPED), model, tokenizer).skills
+    for skills in (context.skills for context in contexts):
         lines[len(skills)] = line = {}
         with folded(model, merge("cat_static", skills)):
             line["folded"] = speed()

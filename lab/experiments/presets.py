@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import LabError
+from lab.training.lora import LoraTraining
 
 # The smallest value of whole numbers, and the range of others.
 LEAST = {
@@ -80,6 +81,11 @@ class Preset:
             raise LabError(f"Preset {self.name}: train_missing is {self.train_missing!r}; give True or False.")
         if not isinstance(self.data, str) or not self.data:
             raise LabError(f"Preset {self.name}: data is {self.data!r}; give 'world', 'hub' or a folder.")
+
+    @property
+    def training(self) -> LoraTraining:
+        """How its skills are trained."""
+        return LoraTraining(**{field.name: getattr(self, field.name) for field in dataclasses.fields(LoraTraining)})
 
     def source(self, folder: str) -> str:
         """Where a task finds its rows: "world", "hub", or its own folder in the preset's folder of data."""

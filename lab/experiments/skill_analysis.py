@@ -14,29 +14,29 @@ from torch import Tensor, nn
 
 from lab.errors import LabError
 from lab.evaluation import statistics
-from lab.experiments.comparison import Bench, random_adapters
+from lab.experiments.candidates import describe
+from lab.experiments.candidates.merges import random_adapters
+from lab.experiments.context import RunContext
 from lab.lora.adapter import LoraAdapter, LoraFactors
 from lab.merging.cores import support, to_cores
 from lab.pages.figures import module_grid
-from lab.records import results
-from lab.records.results import RunRecord
-from lab.training.lora import train_steps
+from lab.records.record import RunRecord, skill_names
 
 SAME_START, OTHER_START = "two skills of one seed", "two skills of two seeds"
 SAME_SKILL, RANDOM = "one skill of two seeds", "random factors"
 
 
-def data_table(bench: Bench) -> pd.DataFrame:
+def data_table(context: RunContext) -> pd.DataFrame:
     """What each skill is trained on: rows, steps, tokens of prompts and of completions (median, longest)."""
     lines = {}
-    for task in bench.section.skills:
-        rows = bench.rows(task)
+    for task in context.section.skills:
+        rows = context.rows(task)
         prompts = pd.Series([row.prompt_length for row in rows])
         completions = pd.Series([len(row.ids) - row.prompt_length for row in rows])
         lines[task.name] = {
             "what": task.title,
             "training rows": f"{len(rows):,}",
-            "steps": f"{train_steps(bench.preset, len(rows)):,}",
+            "steps": f"{context.preset.training.steps(len(rows)):,}",
             "tokens of a prompt": f"{prompts.median():.0f}, at most {prompts.max()}",
             "tokens of a completion": f"{completions.median():.0f}, at most {completions.max()}",
             "tokens in all": f"{prompts.sum() + completions.sum():,}",
@@ -53,16 +53,16 @@ def own_tests(records: Sequence[RunRecord]) -> pd.DataFrame:
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(record.method, []).append(record)
-    skills = results.skill_names(records)
+    skills = skill_names(records)
     lines = {}
-    for method in sorted(groups, key=lambda name: results.describe(name, skills).position):
+    for method in sorted(groups, key=lambda name: describe(name, skills).position):
         runs, line = groups[method], {}
         for skill in skills:
             means = [run.own[skill] for run in runs if run.own.get(skill) is not None]
             n = runs[0].parameters["preset"]["own_test"]
             line[f"{skill} test, %"] = _interval(means, n) if means else ""
         line["n × seeds"] = f"{n} × {len(runs)}"
-        lines[results.describe(method, skills).label] = line
+        lines[describe(method, skills).label] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
@@ -202,7 +202,7 @@ def finding(sections: Mapping[str, tuple[Sequence[RunRecord], Mapping[str, pd.Da
     """What the skills can do and how their updates lie to each other, by section: its records, its `overlaps`."""
     told = []
     for name, (records, found) in sections.items():
-        skills = results.skill_names(records)
+        skills = skill_names(records)
         own = {(a, b): 100 * _mean_own(records, a, b) for a in skills for b in skills}
         alone = ", ".join(f"{skill} {own[skill, skill]:.0f} %" for skill in skills)
         across = max(score for (a, b), score in own.items() if a != b)
@@ -220,7 +220,7 @@ def finding(sections: Mapping[str, tuple[Sequence[RunRecord], Mapping[str, pd.Da
 
 def headline(records: Sequence[RunRecord]) -> dict[str, str]:
     """Number and caption of the section's card: each skill on its own test."""
-    skills = results.skill_names(records)
+    skills = skill_names(records)
     n, seeds = records[0].parameters["preset"]["own_test"], len({r.seed for r in records})
     number = " · ".join(f"{100 * _mean_own(records, skill, skill):.0f}\u00a0%" for skill in skills)
     seeds = f"{seeds} {'seed' if seeds == 1 else 'seeds'}"

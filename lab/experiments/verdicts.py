@@ -8,9 +8,9 @@ import pandas as pd
 from lab.errors import LabError
 from lab.evaluation import ratings
 from lab.evaluation.judge import Judge, Question, judge_pairs
-from lab.records import results
-from lab.records.results import RunRecord, describe, skill_names
-from lab.tasks import prompts
+from lab.experiments.candidates import describe
+from lab.records import tables
+from lab.records.record import RunRecord, skill_names
 
 
 def judge_records(
@@ -25,7 +25,7 @@ def judge_records(
     if len(set(methods)) < 2:
         raise LabError(f"There are {len(set(methods))} methods to judge; name at least two to compare.")
     votes = []
-    for by_method in results.paired_rows(records, methods).values():
+    for by_method in tables.paired_rows(records, methods).values():
         questions = [question(rows) for rows in zip(*by_method.values(), strict=True)]
         answers = {
             name: [None if row["score"] is None else row["extracted"] for row in rows]
@@ -36,11 +36,9 @@ def judge_records(
 
 
 def question(rows: Sequence[dict]) -> Question:
-    """What several methods were asked, from their completions rows; without the worked examples that some saw first."""
-    head, _, tail = prompts.READING.partition("{text}")
-    prompt = min((row["prompt"] for row in rows), key=len)
-    passage, _, asked = prompt.removeprefix(head).removesuffix(tail).rpartition("\nQuestion: ")
-    return Question(rows[0]["id"], asked, passage, rows[0]["answer"])
+    """What several methods were asked, from their completions rows of technical passages."""
+    facts = rows[0]["metadata"]
+    return Question(rows[0]["id"], facts["question"], facts["passage"], "\n".join(rows[0]["targets"]))
 
 
 def rate(votes: Sequence[ratings.Vote], records: Sequence[RunRecord]) -> pd.DataFrame:

@@ -293,6 +293,19 @@ def fold(model: nn.Module, adapter: LoraAdapter) -> nn.Module:
     return model
 
 
+@contextlib.contextmanager
+def folded(model: nn.Module, adapter: LoraAdapter) -> Iterator[None]:
+    """The model with the adapter folded into its weights inside the block; after it the very same weights are back."""
+    kept = {module: model.get_submodule(module).weight.detach().to("cpu", copy=True) for module in adapter.modules}
+    try:
+        fold(model, adapter)
+        yield
+    finally:
+        with torch.no_grad():
+            for module, weight in kept.items():
+                model.get_submodule(module).weight.copy_(weight)
+
+
 def _replace(model: nn.Module, module: str, layer: nn.Module) -> None:
     parent, _, child = module.rpartition(".")
     setattr(model.get_submodule(parent), child, layer)

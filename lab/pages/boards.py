@@ -10,11 +10,12 @@ import numpy as np
 
 from lab.errors import LabError
 from lab.evaluation.statistics import mean_interval
+from lab.experiments.candidates import describe
 from lab.experiments.presets import PRESETS
 from lab.files import content_hash
 from lab.pages.figures import coefficient_grids
 from lab.pages.published import Published
-from lab.records.results import RunRecord, by_question, describe, questions_file, skill_names
+from lab.records.record import RunRecord, by_question, questions_file, skill_names
 
 Rows = Sequence[Mapping]
 

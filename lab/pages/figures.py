@@ -22,27 +22,30 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from lab.errors import LabError
-from lab.records.results import REASONS, ROLES, RunRecord, describe
+from lab.experiments.candidates import ROLES, describe
+from lab.records.record import REASONS, RunRecord
 
 INK = "#767b84"  # text and axes; pages put their own text colour in its place
 COLOURS = {
     "base": "#888d96",
-    "skills": "#b9770e",
-    "controls": "#9a6dc4",
+    "skill": "#b9770e",
+    "control": "#9a6dc4",
     "static": "#2f8fd0",
-    "routers": "#c2569b",
+    "router": "#c2569b",
     "learned": "#d64545",
     "data": "#2a9d6f",
-    "open book": "#a3623a",
+    "retrieval": "#a3623a",
+    "other": "#5f646d",
 }
 ROLE_LABELS = {
-    "skills": "one skill",
-    "controls": "control",
+    "skill": "one skill",
+    "control": "control",
     "static": "static merge",
-    "routers": "router per token",
+    "router": "router per token",
     "learned": "learned merge",
     "data": "trained on all data",
-    "open book": "open book",
+    "retrieval": "retrieval",
+    "other": "other",
 }
 _REASON_COLOURS = dict(
     zip(REASONS, ("#2a9d6f", "#6f9a2a", "#d64545", "#5d6f86", "#b9770e", "#9a6dc4", "#2f8fd0", "#888d96", "#5f646d"), strict=True)
@@ -382,7 +385,7 @@ def super_linear_bars(table: pd.DataFrame, title: str = "What a merge solves bey
     positions = np.arange(len(table))
     n = table["n"].to_numpy(dtype=float)
     merged, only = (100 * table[f"{name}_count"].to_numpy() / n for name in ("merged", "merged_only"))
-    axes.barh(positions, merged - only, height=0.66, color=COLOURS["skills"], alpha=0.75, label="a skill alone solves it too")
+    axes.barh(positions, merged - only, height=0.66, color=COLOURS["skill"], alpha=0.75, label="a skill alone solves it too")
     red = {"color": COLOURS["learned"], "alpha": 0.8, "label": "only the merge solves it"}
     axes.barh(positions, only, left=merged - only, height=0.66, **red)
     errors = np.maximum([only - 100 * table["low"], 100 * table["high"] - only], 0)

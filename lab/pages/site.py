@@ -29,13 +29,15 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 
 from lab.errors import LabError
+from lab.experiments.candidates import describe
 from lab.experiments.presets import PRESETS
 from lab.files import PROJECT, write_atomic
 from lab.pages import boards as boards_of
 from lab.pages import published
 from lab.pages.boards import Board
 from lab.pages.figures import COLOURS, DIVERGING, INK, ROLE_LABELS
-from lab.records.results import REASONS, RunRecord, WorkedExample, describe, read_records, result_table, skill_names
+from lab.records.record import REASONS, RunRecord, read_records, skill_names
+from lab.records.tables import WorkedExample, result_table
 
 CARD_TYPE = "application/vnd.lab.export.card+json"
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -84,7 +86,7 @@ def card(
     """
     table = result_table(records, method)
     row, skills = table.loc[method], skill_names(records)
-    weaker = table[table["role"].isin(["base", "skills"])]
+    weaker = table[table["role"].isin(["base", "skill"])]
     number = f"{100 * row['score']:.1f}\u00a0%"
     caption = (
         f"{describe(method, skills).label}: {100 * row['low']:.1f}–{100 * row['high']:.1f}\u00a0% (95\u00a0%), "

@@ -34,7 +34,7 @@ from lab.errors import LabError
 from lab.experiments.presets import get_preset
 from lab.files import write_atomic
 from lab.pages import site
-from lab.records.results import environment, read_records
+from lab.records.record import environment, read_records
 
 
 @dataclass(frozen=True)

@@ -14,22 +14,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lab.errors import LabError
-from lab.evaluation.retrieval import RETRIEVERS
-from lab.experiments import comparison
-from lab.experiments.comparison import CONTENDERS, SEEDLESS, Section
-from lab.experiments.continual import continual
+from lab.experiments.candidates import find
 from lab.experiments.presets import Preset, get_preset
+from lab.experiments.section import Section
 from lab.experiments.sections import SECTIONS, TWO_PROMPTS
 from lab.files import PROJECT
 from lab.lora.base import base_folder
-from lab.merging import METHODS
 from lab.merging.learn import HELD_OUT
 from lab.pages.site import duration
 from lab.runner import notebooks
 from lab.tasks import Task
-from lab.tasks.maths import CALIBRATION_SHARE
 from lab.tasks.rows import HubSet
-from lab.training.lora import train_steps
+from lab.tasks.splits import CALIBRATION_SHARE
 
 CHARACTERS = 3.5  # a token, of English with numbers and code, where no tokenizer is at hand
 PADDING = 1.1  # tokens of a batch to tokens of its rows, which are of like length
@@ -312,18 +308,6 @@ def _bytes(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
 
 
-def rates_of(name: str, preset: Preset) -> int:
-    """How many learning rates a contender learns with; 0 when it learns nothing by gradients on the coefficients' data."""
-    if name == "cat_released":
-        return 1
-    made = CONTENDERS.get(name)
-    if made is not None:
-        maker = getattr(made, "func", made)
-        return len(preset.coefficient_rates) if maker in (comparison.learned, comparison.random_loras) else 0
-    learns = name in METHODS and METHODS[name].recipe is not None and METHODS[name].kind != "search"
-    return len(preset.coefficient_rates) if learns else 0
-
-
 def coefficient_steps(section: Section, preset: Preset) -> tuple[int, int]:
     """(rows of the coefficients' data, steps of one learning on those that are not held out)."""
     each = max(2, int(min(data_of(task, preset).rows for task in section.skills) * preset.coefficient_share))
@@ -332,23 +316,24 @@ def coefficient_steps(section: Section, preset: Preset) -> tuple[int, int]:
     return rows, math.ceil(training / preset.coefficient_batch) * preset.coefficient_epochs
 
 
-def home_of(section: Section, skill: str) -> str:
-    """The section whose data and key a skill is trained with."""
-    return section.homes.get(skill, section).name
+def skill_of(task: Task, preset: Preset) -> tuple:
+    """What tells a skill from others: two sections that ask for the same train it once."""
+    return task.name, preset.training, preset.base, preset.source(task.folder), preset.train_rows
 
 
 def plan_section(
     section: Section, preset: Preset, methods: Sequence[str], seeds: Sequence[int], problems: int, machine: Machine,
-    trained: Collection[tuple[str, str, Preset]] = (),
+    trained: Collection[tuple] = (),
 ) -> SectionPlan:  # fmt: skip
     """What a section trains and asks: each skill, data-mix, what learns coefficients, and the new LoRAs, for each seed.
 
-    trained: (section, skill, preset) of what other sections of the plan train; a skill that is at home there is found.
+    trained: `skill_of` the skills that other sections of the plan train; they are found.
     """
     shape = shape_of(preset.base)
     data = {task.name: data_of(task, preset) for task in section.skills}
     jobs = []
-    fresh = {name for name in data if (home_of(section, name), name, preset) not in trained}
+    fresh = {task.name for task in section.skills if skill_of(task, preset) not in trained}
+    candidates = [find(name, section) for name in methods]
 
     def job(name: str, steps: int, tokens: float, row: float) -> None:
         jobs.append(Job(name, len(seeds), steps, tokens, training_seconds(shape, tokens * len(seeds), row, machine)))
@@ -356,45 +341,40 @@ def plan_section(
     for name, found in data.items():
         if name in fresh:
             tokens = preset.epochs * found.rows * found.tokens
-            job(f"skill {name}", train_steps(preset, found.rows), tokens, found.tokens)
-    names = {name for name in methods if name in ("data_mix", "data_mix_continual")}
-    for name in sorted(names):
-        if section.contenders.get(name) is continual:
+            job(f"skill {name}", preset.training.steps(found.rows), tokens, found.tokens)
+    for candidate in sorted((c for c in candidates if c.role == "data"), key=lambda c: c.name):
+        if candidate.cost == "continual":
             last = list(data.values())[-1]
-            steps = train_steps(preset.change(epochs=1), last.rows)
-            job(f"{name}, after the text", steps, last.rows * last.tokens, last.tokens)
+            steps = preset.change(epochs=1).training.steps(last.rows)
+            job(f"{candidate.name}, after the text", steps, last.rows * last.tokens, last.tokens)
         else:
             rows, tokens = sum(d.rows for d in data.values()), sum(d.rows * d.tokens for d in data.values())
-            job(name, train_steps(preset, rows), preset.epochs * tokens, tokens / rows)
+            job(candidate.name, preset.training.steps(rows), preset.epochs * tokens, tokens / rows)
     rows, steps = coefficient_steps(section, preset)
     row = sum(d.tokens for d in data.values()) / len(data)
     seen = (1 - HELD_OUT) * rows * row * preset.coefficient_epochs
-    rates = {name: rates_of(name, preset) for name in methods}
-    for count in sorted(set(rates.values()) - {0}):
+    times = {"coefficients": len(preset.coefficient_rates), "one rate": 1}
+    rates = {c.name: times[c.cost] for c in candidates if c.cost in times}
+    for count in sorted(set(rates.values())):
         several = [name for name, found in rates.items() if found == count]
         label = f"{several[0]}: coefficients" if len(several) == 1 else f"{len(several)} that learn on the skills' rows"
         job(f"{label}, {count} rate{'s' * (count > 1)}", steps * count * len(several), seen * count * len(several), row)
-    for name, sweeps in (("new_lora", 1), ("new_lora_compute", len(preset.coefficient_rates))):
-        if name in methods:
-            job(name, steps * sweeps, seen * sweeps, row)
+    times = {"new lora": 1, "new loras": len(preset.coefficient_rates)}
+    for candidate in (c for c in candidates if c.cost in times):
+        job(candidate.name, steps * times[candidate.cost], seen * times[candidate.cost], row)
     target = data_of(section.target, preset)
     if not target.known:
         problems = min(problems, target.rows)
-    runs_of = sum(1 if name in SEEDLESS else len(seeds) for name in methods)
+    runs_of = sum(1 if candidate.seedless else len(seeds) for candidate in candidates)
     asked = runs_of * (problems + preset.own_test * len(section.skills))
     new = preset.max_new_tokens or section.target.max_new_tokens
     answering = runs_of * sum(
         answering_seconds(shape, preset, count, d.tokens, new, machine)
         for count, d in [(problems, target), *((preset.own_test, d) for d in data.values())]
     )  # fmt: skip
-    # Of the rank of a skill: the new LoRAs. Of all skills' ranks together, or about that: merges, routers' skills apart, data-mix.
-    own = [name for name in methods if name.startswith("new_lora")]
-    merged = [
-        name for name in methods
-        if name not in (*data, *own, *SEEDLESS, *RETRIEVERS) and not name.endswith("few_shot")
-        and not (name in METHODS and METHODS[name].kind == "router")
-    ]  # fmt: skip
-    kept = len(seeds) * (len(fresh) + len(own) + len(section.skills) * len(merged))
+    others = [c for c in candidates if c.role != "skill"]
+    own, merged = (sum(c.keeps == what for c in others) for what in ("one", "all"))
+    kept = len(seeds) * (len(fresh) + own + len(section.skills) * merged)
     guessed = tuple(name for name, found in {**data, section.target.name: target}.items() if not found.known)
     return SectionPlan(
         section, preset, tuple(jobs), asked, answering, kept, memory(shape, preset, len(section.skills), new), guessed
@@ -421,7 +401,7 @@ def plan(
             settings = {field: value for field, value in settings.items() if field not in notebooks.TUNED}
         preset = section.preset(name, base, data, settings)
         plans.append(plan_section(section, preset, *asked, machine, trained))
-        trained |= {(home_of(section, task.name), task.name, preset) for task in section.skills}
+        trained |= {skill_of(task, preset) for task in section.skills}
     run = "the committed run" if full else "the quick run (--full: the committed one)"
     return tell(plans, machine, run)
 

@@ -15,9 +15,8 @@ from lab.errors import LabError
 from lab.evaluation.scorers import Verdict
 from lab.tasks import Example, Task, prompts
 from lab.tasks.formats import QUESTION
-from lab.tasks.letters import IN
-from lab.tasks.maths import shuffled, split_rows
 from lab.tasks.rows import HubSet, hub_rows, read_rows, take
+from lab.tasks.splits import shuffled, split_rows
 from lab.world.letters.sentences import make_questions
 
 TRAIN_SETS = ("ARC-Easy", "ARC-Challenge", "openbookqa")  # the sets whose training rows lie in the folder
@@ -135,9 +134,10 @@ def _hub_questions(name: str, split: str) -> list[Question]:
 
 def _example(question: Question, version: int, number: int, target: bool) -> Example:
     prompt, written = VERSIONS[version](question)
-    where = f"prompt {version}" + ("" if question.source == "world" else f" of {question.source}")
-    answer = f"{question.right}{IN}{where}" if target else str(question.right)
-    return Example(f"{where}, {number}", prompt, "" if target else written[question.right - 1], answer, tuple(written))
+    name = f"prompt {version}" + ("" if question.source == "world" else f" of {question.source}")
+    facts = {"question": str(number), "group": f"prompt {version}", "metadata": {"set": question.source}} if target else {}
+    done = "" if target else written[question.right - 1]
+    return Example(f"{name}, {number}", prompt, done, (str(question.right),), choices=tuple(written), **facts)
 
 
 def _load_skill(source: str, split: str, count: int | None, seed: int, *, version: int) -> list[Example]:
@@ -152,20 +152,20 @@ def _load_target(source: str, split: str, count: int | None, seed: int) -> list[
     return [_example(q, version, i, target=True) for i, q in enumerate(asked) for version in VERSIONS][:count]
 
 
-def score(completions: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+def score(completions: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """The number of the choice that is named first, against the right one; extras: the score by version and by set."""
     verdicts = []
-    for completion, answer in zip(completions, answers, strict=True):
-        right, _, where = answer.partition(IN)
+    for completion, example in zip(completions, examples, strict=True):
         said = _SAID.search(completion)
-        value = float(said is not None and said[1] == right)
-        extras = {name: value for name in where.split(" of ") if name}
+        value = float(said is not None and said[1] == example.targets[0])
+        asked_in = (example.group, example.metadata["set"]) if example.group else ()
+        extras = {name: value for name in asked_in if name != "world"}
         verdicts.append(Verdict("right" if value else "wrong", value, said[1] if said else "", extras))
     return verdicts
 
 
 _DATA = {
-    "stop": ("\n",), "folder": "commonsense", "world": ("letters/sentences.py", "stories.py"),
+    "stop": ("\n",), "folder": "commonsense",
     "hub": tuple(_hub_set(name, split) for name in HUB for split in ("train", "test")),
 }  # fmt: skip
 PROMPT_1, PROMPT_2 = (

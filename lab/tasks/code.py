@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from lab.evaluation.scorers import score_programs
-from lab.tasks import Example, Task, prompts
-from lab.tasks.maths import shuffled, split_rows
+from lab.tasks import Example, Task, by_target, prompts
 from lab.tasks.rows import HubSet, hub_rows, read_rows, take
+from lab.tasks.splits import shuffled, split_rows
 from lab.world.orders import make_orders
 
 CODE_ALPACA = HubSet("sahil2801/CodeAlpaca-20k", "152bb5e9a29651266b018106053980070a0521a1", "train")
@@ -16,11 +16,11 @@ TEST_ROWS = 200  # Code Alpaca has no test set: the first rows are never trained
 def load(source: str, split: str, count: int | None, seed: int) -> list[Example]:
     """source: "world", "hub" (Code Alpaca 20k), or a folder with Code Alpaca's json file.
 
-    Generated rows carry the value that the program must return, as text. Code Alpaca's carry none, so their answer is "".
+    Generated rows carry the value that the program must return, as text. Code Alpaca's carry none, so they have no target.
     """
     if source == "world":
         return [
-            Example(f"code-{split}-{seed}-{i}", prompts.CODE.format(text=o.text), o.program, repr(o.value))
+            Example(f"code-{split}-{seed}-{i}", prompts.CODE.format(text=o.text), o.program, (repr(o.value),))
             for i, o in enumerate(make_orders(split, seed, count or 1000))
         ]
     fields = ("instruction", "input", "output")
@@ -29,12 +29,12 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
     texts = list({f"{row['instruction']}\n{row['input']}".strip(): row["output"] for row in rows}.items())
     rows = texts[:TEST_ROWS] if split == "test" else shuffled(split_rows(texts[TEST_ROWS:], split), seed)
     return [
-        Example(f"code-{split}-{i}", prompts.CODE.format(text=text), output, "")
+        Example(f"code-{split}-{i}", prompts.CODE.format(text=text), output)
         for i, (text, output) in enumerate(take(rows, count, f"code, {split}"))
     ]
 
 
 TASK = Task(
-    "code", 1, "Instructions to programs", prompts.CODE, load, score_programs, 110, stop=("\nQuestion:",), folder="code_alpaca",
+    "code", 1, "Instructions to programs", prompts.CODE, load, by_target(score_programs), 110, stop=("\nQuestion:",), folder="code_alpaca",
     hub=(CODE_ALPACA,),
 )  # fmt: skip

@@ -1,13 +1,14 @@
 """The reading skill of Section 5.3: a passage and a question, answered by words copied from the passage."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lab.errors import LabError
 from lab.evaluation.reading_scores import NOT_IN_CONTEXT, score_reading
+from lab.evaluation.scorers import Verdict
 from lab.tasks import Example, Task, prompts
-from lab.tasks.maths import shuffled, split_rows
 from lab.tasks.rows import HubSet, hub_rows, read_json, take
+from lab.tasks.splits import shuffled, split_rows
 from lab.world.reading import passages
 
 SQUAD = HubSet("rajpurkar/squad_v2", "3ffb306f725f7d2ce8394bc1873b24868140c412", "train")
@@ -15,6 +16,7 @@ SQUAD_TEST = HubSet("rajpurkar/squad_v2", "3ffb306f725f7d2ce8394bc1873b24868140c
 FILES = {"train": "train-v2.0.json", "test": "dev-v2.0.json"}  # SQuAD's own
 ONE_FILE = "xquad.en.json"  # a set without splits: its first articles are the test
 TEST_ARTICLES = 8
+Row = tuple[str, str, tuple[str, ...]]
 
 
 def load(source: str, split: str, count: int | None, seed: int) -> list[Example]:
@@ -23,14 +25,14 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
     A question that its passage does not answer has the answer "Not in context". Splits share no article.
     """
     if source == "world":
-        rows = [(*row[:3], told(*row[2:])) for row in passages.plain(split, seed, count or 1000)]
+        rows = [(*row[:2], (row[2],), told(*row[2:])) for row in passages.plain(split, seed, count or 1000)]
     else:
         chosen = _hub(split) if source == "hub" else _folder(Path(source), split)
         found = take(chosen if split == "test" else shuffled(chosen, seed), count, f"extraction, {split}")
-        rows = [(*row, completion(row[2])) for row in found]
+        rows = [(*row, completion(row[2][0])) for row in found]
     return [
-        Example(f"extraction-{split}-{i}", prompt(passage, question), done, answer)
-        for i, (passage, question, answer, done) in enumerate(rows)
+        Example(f"extraction-{split}-{i}", prompt(passage, question), done, targets)
+        for i, (passage, question, targets, done) in enumerate(rows)
     ]
 
 
@@ -44,9 +46,8 @@ def prompt(passage: str, question: str) -> str:
 
 
 def completion(answer: str) -> str:
-    """The form in which the skill answers: the first of an answer's wordings."""
-    first = answer.split("\n")[0]
-    return f" {first}." if first == NOT_IN_CONTEXT else f" The answer is {first.removesuffix('.')}."
+    """The form in which the skill answers."""
+    return f" {answer}." if answer == NOT_IN_CONTEXT else f" The answer is {answer.removesuffix('.')}."
 
 
 def told(answer: str, note: str) -> str:
@@ -54,7 +55,7 @@ def told(answer: str, note: str) -> str:
     return f" {note}{completion(answer)}"
 
 
-def _hub(split: str) -> list[tuple[str, str, str]]:
+def _hub(split: str) -> list[Row]:
     found = hub_rows(SQUAD_TEST if split == "test" else SQUAD, ("title", "context", "question", "answers"))
     articles = list(dict.fromkeys(row["title"] for row in found))
     chosen = set(articles if split == "test" else split_rows(articles, split))
@@ -65,7 +66,7 @@ def _hub(split: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def _folder(folder: Path, split: str) -> list[tuple[str, str, str]]:
+def _folder(folder: Path, split: str) -> list[Row]:
     alone = folder / ONE_FILE
     file = alone if alone.is_file() else folder / FILES["test" if split == "test" else "train"]
     articles = read_squad(file)
@@ -76,8 +77,8 @@ def _folder(folder: Path, split: str) -> list[tuple[str, str, str]]:
     return [row for article in articles for row in article]
 
 
-def read_squad(file: Path) -> list[list[tuple[str, str, str]]]:
-    """The (passage, question, answer) rows of each article of a file in SQuAD's form.
+def read_squad(file: Path) -> list[list[Row]]:
+    """The (passage, question, wordings of the answer) rows of each article of a file in SQuAD's form.
 
     Raises LabError for another form, and for a question without a passage or an answer, or whose answer is not in its
     passage.
@@ -96,12 +97,12 @@ def read_squad(file: Path) -> list[list[tuple[str, str, str]]]:
         raise LabError(f"{file} is not in SQuAD's form ({wanted}): {error}.") from error
 
 
-def _answer(where: str, context: str, asked: dict) -> str:
+def _answer(where: str, context: str, asked: dict) -> tuple[str, ...]:
     if not context.strip() or not asked["question"].strip():
         raise LabError(f"{where}: the passage or the question is empty; leave this row out.")
     answers = [answer["text"] for answer in asked["answers"]]
     if not answers and asked.get("is_impossible"):
-        return NOT_IN_CONTEXT
+        return (NOT_IN_CONTEXT,)
     if not any(answer.strip() for answer in answers):
         raise LabError(f"{where} has no gold answer; give one, or say is_impossible.")
     absent = [answer for answer in answers if answer not in context]
@@ -110,13 +111,18 @@ def _answer(where: str, context: str, asked: dict) -> str:
     return gold(answers)
 
 
-def gold(answers: Iterable[str]) -> str:
-    """Several wordings of an answer as one text, a line each."""
-    return "\n".join(dict.fromkeys(" ".join(answer.split()) for answer in answers))
+def gold(answers: Iterable[str]) -> tuple[str, ...]:
+    """The different wordings of an answer."""
+    return tuple(dict.fromkeys(" ".join(answer.split()) for answer in answers))
+
+
+def score(completions: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
+    """Each answer against the wordings of its gold answer (lab.evaluation.reading_scores)."""
+    return score_reading(completions, [example.targets for example in examples])
 
 
 TASK = Task(
-    "extraction", 1, "Answers copied from a passage", prompts.READING, load, score_reading, 24,
-    stop=("\nPassage:", "\nQuestion:"), folder="xquad", world=("reading/words.py", "reading/passages.py"),
+    "extraction", 1, "Answers copied from a passage", prompts.READING, load, score, 24,
+    stop=("\nPassage:", "\nQuestion:"), folder="xquad",
     hub=(SQUAD, SQUAD_TEST),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lab.errors import LabError
 from lab.evaluation.scorers import score_programs
-from lab.tasks import Example, Task, prompts
+from lab.tasks import Example, Task, by_target, prompts
 from lab.tasks.rows import HubSet, hub_rows, read_rows, take
 from lab.world.chains import program_lines
 from lab.world.stories import make_stories
@@ -26,7 +26,7 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
         found = hub_rows(GSM_HARD, fields) if source == "hub" else read_rows(Path(source) / FILE, fields)
         rows = [(row["input"], str(row["target"])) for row in take(found, count, "GSM-Hard")]
     return [
-        Example(f"hard-{i}", prompts.HARD_MATH_CODE.format(text=text), "", answer) for i, (text, answer) in enumerate(rows)
+        Example(f"hard-{i}", prompts.HARD_MATH_CODE.format(text=text), targets=(answer,)) for i, (text, answer) in enumerate(rows)
     ]
 
 
@@ -45,6 +45,6 @@ def demonstrations(source: str, count: int | None = None) -> list[tuple[str, str
 
 
 TASK = Task(
-    "hard_math_code", 1, "Hard word problems by program", prompts.HARD_MATH_CODE, load, score_programs, 110,
+    "hard_math_code", 1, "Hard word problems by program", prompts.HARD_MATH_CODE, load, by_target(score_programs), 110,
     stop=("\nQuestion:",), demonstrations=demonstrations, folder="gsm_hard", hub=(GSM_HARD,),
 )  # fmt: skip

@@ -6,15 +6,15 @@ A skill is the task in one format; the target is the task in formats that no ski
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lab.errors import LabError
 from lab.evaluation.scorers import Verdict
 from lab.tasks import Example, Task
 from lab.tasks.formats import ANSWER, FORMATS, Format, get_format
-from lab.tasks.maths import shuffled, split_rows
 from lab.tasks.rows import HubSet, hub_rows, read_rows, take
+from lab.tasks.splits import shuffled, split_rows
 from lab.world.letters.sentences import make_questions
 
 HUB = "Lots-of-LoRAs/task161_count_words_containing_letter"
@@ -22,9 +22,7 @@ REVISION = "main"  # no commit of it could be verified
 HUB_TRAIN, HUB_TEST = HubSet(HUB, REVISION, "train"), HubSet(HUB, REVISION, "test")
 # The files of the other formats hold the same rows.
 TRAIN_FILE, TEST_FILE = "train_instructions_task_format1.json", "test_instructions_format7.json"
-WORLD = ("letters/sentences.py", "stories.py")  # the latter says which sentence is of which split
 TARGET_FORMATS = (3, 7, 8, 10)
-IN = ", asked in "  # what parts a target's answer from its format
 _STATED = re.compile(r"answer is:? *(\d+)")
 _ROW = re.compile(r"'(.*)'\. How many words contain the letter '(.)' in the sentence", re.DOTALL)
 
@@ -63,7 +61,7 @@ def _number(text: str) -> int:
 def _load_skill(source: str, split: str, count: int | None, seed: int, *, number: int) -> list[Example]:
     form = get_format(number)
     return [
-        Example(f"{form.name}, {split} {i}", form.render(sentence, letter), ANSWER.format(number=n), str(n))
+        Example(f"{form.name}, {split} {i}", form.render(sentence, letter), ANSWER.format(number=n), (str(n),))
         for i, (sentence, letter, n) in enumerate(questions(source, split, count, seed))
     ]
 
@@ -75,7 +73,7 @@ def _load_target(source: str, split: str, count: int | None, seed: int) -> list[
     forms = [get_format(number) for number in TARGET_FORMATS]
     asked = questions(source, "test", None if count is None else -(-count // len(forms)), seed)
     rows = [
-        Example(f"{form.name}, {i}", form.render(sentence, letter), "", f"{n}{IN}{form.name}")
+        Example(f"{form.name}, {i}", form.render(sentence, letter), targets=(str(n),), question=str(i), group=form.name)
         for i, (sentence, letter, n) in enumerate(asked)
         for form in forms
     ]
@@ -89,23 +87,23 @@ def demonstrations(source: str, count: int | None = None) -> list[tuple[str, str
     return [(f.render(sentence, letter), ANSWER.format(number=n)) for f, (sentence, letter, n) in zip(forms, asked, strict=True)]
 
 
-def score(completions: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+def score(completions: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """The number after "answer is", or the only one there is, against the answer; extras: the score by format."""
     verdicts = []
-    for completion, answer in zip(completions, answers, strict=True):
-        number, _, form = answer.partition(IN)
+    for completion, example in zip(completions, examples, strict=True):
         stated, numbers = _STATED.search(completion), re.findall(r"\d+", completion)
         said = stated[1] if stated else numbers[0] if len(numbers) == 1 else ""
-        value = float(said == number)
+        value = float(said == example.targets[0])
         reason = "right" if value else "wrong" if said else "no answer"
-        verdicts.append(Verdict(reason, value, said, {form: value} if form else {}))
+        verdicts.append(Verdict(reason, value, said, {example.group: value} if example.group else {}))
     return verdicts
 
 
-def majority(answers: Sequence[str]) -> tuple[str, float]:
+def majority(targets: Iterable[Sequence[str]]) -> tuple[str, float]:
     """The most frequent answer and its share: what a model scores that never reads the sentence."""
-    (number, count), = Counter(answer.partition(IN)[0] for answer in answers).most_common(1)
-    return number, count / len(answers)
+    counts = Counter(target for (target,) in targets)
+    (number, count), = counts.most_common(1)
+    return number, count / counts.total()
 
 
 @functools.cache
@@ -114,12 +112,12 @@ def skill(number: int) -> Task:
     form: Format = get_format(number)
     return Task(
         f"format_{number}", 1, f"Counting words, {form.name}", form.template(),
-        functools.partial(_load_skill, number=number), score, 12, stop=("\n",), folder="task_161", world=WORLD,
+        functools.partial(_load_skill, number=number), score, 12, stop=("\n",), folder="task_161",
         hub=(HUB_TRAIN, HUB_TEST),
     )  # fmt: skip
 
 
 TARGET = Task(
     "new_formats", 1, "Counting words, in formats that no skill has seen", "{text}", _load_target, score, 12, stop=("\n",),
-    demonstrations=demonstrations, folder="task_161", world=WORLD, hub=(HUB_TRAIN, HUB_TEST),
+    demonstrations=demonstrations, folder="task_161", hub=(HUB_TRAIN, HUB_TEST),
 )  # fmt: skip

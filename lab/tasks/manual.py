@@ -7,9 +7,9 @@ from pathlib import Path
 from lab.errors import LabError
 from lab.evaluation.reading_scores import score_endings
 from lab.evaluation.retrieval import chunks
-from lab.tasks import Example, Task, prompts
-from lab.tasks.maths import shuffled
+from lab.tasks import Example, Task, by_target, prompts
 from lab.tasks.rows import read_text, take
+from lab.tasks.splits import shuffled
 from lab.tasks.terms import beginning, paragraphs
 from lab.world.reading import manual
 
@@ -37,11 +37,11 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
         words = " ".join(found).split()
         pieces = chunks(" ".join(words[0 if split == "train" else PIECE // 2 :]), PIECE)
         texts = take(shuffled(pieces, seed), count, f"manual, {split}")
-    return [Example(f"manual-{split}-{seed}-{i}", prompts.MANUAL, text, "") for i, text in enumerate(texts)]
+    return [Example(f"manual-{split}-{seed}-{i}", prompts.MANUAL, text) for i, text in enumerate(texts)]
 
 
 def _ending(number: int, start: str, word: str) -> Example:
-    return Example(f"manual-test-{number}", start, f" {word}.", word)
+    return Example(f"manual-test-{number}", start, f" {word}.", (word,))
 
 
 def read_manual(source: str) -> list[str]:
@@ -62,7 +62,6 @@ def read_manual(source: str) -> list[str]:
 
 
 TASK = Task(
-    "manual", 1, "A manual, from its text", prompts.MANUAL, load, score_endings, 12, stop=("\n",), folder="srd52",
-    world=("reading/words.py", "reading/facts.py", "reading/manual.py"),
+    "manual", 1, "A manual, from its text", prompts.MANUAL, load, by_target(score_endings), 12, stop=("\n",), folder="srd52",
 )  # fmt: skip
 BIOLOGY = dataclasses.replace(TASK, folder="biology")

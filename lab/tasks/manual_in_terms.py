@@ -16,7 +16,7 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
     if source != "world":
         raise LabError('There are no questions in technical terms about a real manual, only generated ones; give data="world".')
     rows = [(prompts.MANUAL_QA.format(text=text), answer) for text, answer, _ in manual.technical_questions("test", seed, count or 500)]
-    return [Example(f"manual-in-terms-{i}", prompt, "", answer) for i, (prompt, answer) in enumerate(rows)]
+    return [Example(f"manual-in-terms-{i}", prompt, targets=(answer,)) for i, (prompt, answer) in enumerate(rows)]
 
 
 def demonstrations(source: str, count: int | None = None) -> list[tuple[str, str]]:
@@ -27,5 +27,4 @@ def demonstrations(source: str, count: int | None = None) -> list[tuple[str, str
 TASK = Task(
     "manual_in_terms", 1, "Questions about a manual in technical terms", prompts.MANUAL_QA, load, score_answers, 24,
     stop=("\nQuestion:",), demonstrations=demonstrations, folder="qabot",
-    world=("reading/words.py", "reading/facts.py", "reading/manual.py"),
 )  # fmt: skip

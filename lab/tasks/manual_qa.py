@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lab.errors import LabError
 from lab.tasks import Example, Task, prompts
-from lab.tasks.instruction import completion, mark_keys, score_answers
+from lab.tasks.instruction import completion, key_words, score_answers
 from lab.tasks.rows import read_rows, take
 from lab.world.reading import manual
 
@@ -20,12 +20,13 @@ def load(source: str, split: str, count: int | None, seed: int, *, file: str = G
     if split != "test":
         raise LabError("The target of Section 5.2 is never trained on: it has a test split only.")
     if source == "world":
-        rows = [row[:2] for row in manual.questions("test", seed, count or 500)]
+        rows = [(text, answer, {}) for text, answer, _ in manual.questions("test", seed, count or 500)]
     else:
         chosen = take(read_questions(source, file), count, "questions about the manual")
-        rows = [(question.text, mark_keys(question.text, question.gold)) for question in chosen]
+        rows = [(q.text, q.gold, {"keys": key_words(q.text, q.gold)}) for q in chosen]
     return [
-        Example(f"manual-qa-{i}", prompts.MANUAL_QA.format(text=text), "", answer) for i, (text, answer) in enumerate(rows)
+        Example(f"manual-qa-{i}", prompts.MANUAL_QA.format(text=text), targets=(answer,), metadata=metadata)
+        for i, (text, answer, metadata) in enumerate(rows)
     ]
 
 
@@ -50,6 +51,11 @@ def read_questions(source: str, file: str) -> list[Question]:
     return [Question(*(row[name].strip() for name in ("instruction", "answer", "context"))) for row in rows]
 
 
+def file_of(task: Task) -> str:
+    """The file of the real questions that a task asks."""
+    return CHAPTER if task.name == BIOLOGY.name else GAME
+
+
 def demonstrations(source: str, count: int | None = None) -> list[tuple[str, str]]:
     """The first `count` (default 5) questions and completions: about the manual and never tested, or the project's own on
     other matters."""
@@ -61,6 +67,6 @@ def demonstrations(source: str, count: int | None = None) -> list[tuple[str, str
 
 TASK = Task(
     "manual_qa", 1, "Questions about a manual", prompts.MANUAL_QA, load, score_answers, 24, stop=("\nQuestion:",),
-    demonstrations=demonstrations, folder="qabot", world=("reading/words.py", "reading/facts.py", "reading/manual.py"),
+    demonstrations=demonstrations, folder="qabot",
 )  # fmt: skip
 BIOLOGY = dataclasses.replace(TASK, name="biology_qa", title="Questions about a chapter", load=partial(load, file=CHAPTER))

@@ -1,17 +1,17 @@
 """The maths skill: word problems with small numbers, answered by worked steps in words."""
 
-import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab.evaluation.scorers import Verdict, score_final_number
 from lab.tasks import Example, Task, prompts
 from lab.tasks.rows import HubSet, hub_rows, read_rows, take
+from lab.tasks.splits import shuffled, split_rows
 from lab.world.stories import make_stories, solution_in_words
 
 METAMATH = HubSet("meta-math/MetaMathQA", "aa4f34d3d2d3231299b5b03d9b3e5a20da45aa18", "train")
 GSM8K_TEST = HubSet("openai/gsm8k", "740312add88f781978c0658806c59bc2815b9866", "test", "main")
-CALIBRATION_SHARE = 0.1  # of the training rows, kept apart for the coefficients
 
 
 def load(source: str, split: str, count: int | None, seed: int) -> list[Example]:
@@ -19,7 +19,7 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
     if source == "world":
         stories = make_stories(split, seed, count or 1000)
         return [
-            Example(f"maths-{split}-{seed}-{i}", prompts.MATHS.format(text=s.text), " " + solution_in_words(s), str(s.chain.result))
+            Example(f"maths-{split}-{seed}-{i}", prompts.MATHS.format(text=s.text), " " + solution_in_words(s), (str(s.chain.result),))
             for i, s in enumerate(stories)
         ]
     if source == "hub":
@@ -47,24 +47,15 @@ def gsm8k_solution(answer: str) -> str:
     return re.sub(r"\n?#### (.+)", r"\nThe answer is \1.", re.sub(r"<<.*?>>", "", answer))
 
 
-def final_number(solution: str) -> str:
+def final_number(solution: str) -> tuple[str, ...]:
+    """The number after "answer is"; () where there is none."""
     found = re.findall(r"answer is:? *\$?(-?[\d,]*\.?\d+)", solution)
-    return found[-1].replace(",", "") if found else ""
+    return tuple(number.replace(",", "") for number in found[-1:])
 
 
-def split_rows(rows: list, split: str) -> list:
-    """The training rows without, or the calibration rows: the last tenth of the file."""
-    cut = len(rows) - max(1, int(len(rows) * CALIBRATION_SHARE))
-    return rows[:cut] if split == "train" else rows[cut:]
-
-
-def shuffled(rows: list, seed: int) -> list:
-    return random.Random(seed).sample(rows, len(rows))
-
-
-def score(completions: list[str], answers: list[str]) -> list[Verdict]:
+def score(completions: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """The number that the working ends in, against the answer."""
-    return [score_final_number(*row) for row in zip(completions, answers, strict=True)]
+    return [score_final_number(text, e.targets[0]) for text, e in zip(completions, examples, strict=True)]
 
 
 TASK = Task(

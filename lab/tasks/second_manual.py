@@ -11,9 +11,9 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
     if source != "world":
         return manual.load(source, split, count, seed)
     if split == "test":
-        rows = [(start, f" {word}.", word) for start, word in world.cloze(seed, count or 200, volume=2)]
+        rows = [(start, f" {word}.", (word,)) for start, word in world.cloze(seed, count or 200, volume=2)]
     else:
-        rows = [(manual.TASK.template, text, "") for text in world.pages(split, seed, count or 1000, volume=2)]
+        rows = [(manual.TASK.template, text) for text in world.pages(split, seed, count or 1000, volume=2)]
     return [Example(f"second-manual-{split}-{seed}-{i}", *row) for i, row in enumerate(rows)]
 
 

@@ -5,9 +5,8 @@ import re
 from pathlib import Path
 
 from lab.errors import LabError
-from lab.evaluation.reading_scores import score_reading
 from lab.tasks import Example, Task, prompts
-from lab.tasks.extraction import completion, gold, prompt, text, told
+from lab.tasks.extraction import Row, completion, gold, prompt, score, text, told
 from lab.tasks.rows import HubSet, hub_rows, read_json, read_rows, take
 from lab.world.reading import passages
 
@@ -23,22 +22,25 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
     if split != "test":
         raise LabError("The target of Section 5.3 is never trained on: it has a test split only.")
     if source == "world":
-        rows = passages.technical("test", seed, count or 500)
+        rows = [(*row[:2], (row[2],)) for row in passages.technical("test", seed, count or 500)]
     else:
         rows = take(_hub() if source == "hub" else _folder(Path(source)), count, "technical reading")
-    return [Example(f"technical-{i}", prompt(*row[:2]), "", row[2]) for i, row in enumerate(rows)]
+    return [
+        Example(f"technical-{i}", prompt(passage, question), targets=targets, metadata={"passage": passage, "question": question})
+        for i, (passage, question, targets) in enumerate(rows)
+    ]
 
 
-def _hub() -> list[tuple[str, str, str]]:
+def _hub() -> list[Row]:
     rows = hub_rows(BIOASQ, ("context", "question", "answers"))
     return [(row["context"], row["question"], gold(row["answers"])) for row in rows]
 
 
-def _folder(folder: Path) -> list[tuple[str, str, str]]:
+def _folder(folder: Path) -> list[Row]:
     return _pubmedqa(folder / PUBMEDQA_FILE) if (folder / PUBMEDQA_FILE).is_file() else _bioasq(folder / BIOASQ_FILE)
 
 
-def _bioasq(file: Path) -> list[tuple[str, str, str]]:
+def _bioasq(file: Path) -> list[Row]:
     rows = []
     for number, row in enumerate(read_rows(file, ("instruction", "answer")), 1):
         asked = _ASKED.search(row["instruction"])
@@ -46,7 +48,7 @@ def _bioasq(file: Path) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _pubmedqa(file: Path) -> list[tuple[str, str, str]]:
+def _pubmedqa(file: Path) -> list[Row]:
     try:
         return [
             _checked(f"{file}, {number}", " ".join(row["CONTEXTS"]), row["QUESTION"], row["LONG_ANSWER"])
@@ -56,7 +58,7 @@ def _pubmedqa(file: Path) -> list[tuple[str, str, str]]:
         raise LabError(f"{file} is not in PubMedQA's form (CONTEXTS, QUESTION, LONG_ANSWER): {error}.") from error
 
 
-def _checked(where: str, passage: str, question: str, answer: str) -> tuple[str, str, str]:
+def _checked(where: str, passage: str, question: str, answer: str) -> Row:
     """Raises LabError for a row that lacks something: nothing can be asked, or scored."""
     for name, value in {"passage": passage, "question": question, "gold answer": answer}.items():
         if not value.strip():
@@ -73,7 +75,6 @@ def demonstrations(source: str, count: int | None = None) -> list[tuple[str, str
 
 
 TASK = Task(
-    "technical_reading", 1, "Questions on technical passages", prompts.READING, load, score_reading, 24,
-    stop=("\nPassage:", "\nQuestion:"), demonstrations=demonstrations, folder="bioasq",
-    world=("reading/words.py", "reading/passages.py"), hub=(BIOASQ,),
+    "technical_reading", 1, "Questions on technical passages", prompts.READING, load, score, 24,
+    stop=("\nPassage:", "\nQuestion:"), demonstrations=demonstrations, folder="bioasq", hub=(BIOASQ,),
 )  # fmt: skip

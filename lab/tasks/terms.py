@@ -6,9 +6,9 @@ from pathlib import Path
 
 from lab.errors import LabError
 from lab.evaluation.reading_scores import score_endings
-from lab.tasks import Example, Task, prompts
-from lab.tasks.maths import shuffled, split_rows
+from lab.tasks import Example, Task, by_target, prompts
 from lab.tasks.rows import HubSet, hub_rows, read_text, take
+from lab.tasks.splits import shuffled, split_rows
 from lab.world.reading import terms
 
 # The paper does not name its five biomedical textbooks: five of this set's, on what BioASQ asks about, stand for them.
@@ -44,11 +44,11 @@ def load(source: str, split: str, count: int | None, seed: int) -> list[Example]
             kept = take(found[:TEST_ROWS], count, "terms, test")
             return [_ending(i, *beginning(text)) for i, text in enumerate(kept)]
         texts = take(shuffled(split_rows(found[TEST_ROWS:], split), seed), count, f"terms, {split}")
-    return [Example(f"terms-{split}-{seed}-{i}", prompts.TERMS, text, "") for i, text in enumerate(texts)]
+    return [Example(f"terms-{split}-{seed}-{i}", prompts.TERMS, text) for i, text in enumerate(texts)]
 
 
 def _ending(number: int, start: str, word: str) -> Example:
-    return Example(f"terms-test-{number}", start, f" {word}.", word)
+    return Example(f"terms-test-{number}", start, f" {word}.", (word,))
 
 
 def beginning(text: str) -> tuple[str, str]:
@@ -80,6 +80,6 @@ def paragraphs(markdown: str) -> list[str]:
 
 
 TASK = Task(
-    "terms", 1, "A technical vocabulary, from text", prompts.TERMS, load, score_endings, 12, stop=("\n",),
-    folder="biology", world=("reading/words.py", "reading/terms.py"), hub=(TEXTBOOKS,),
+    "terms", 1, "A technical vocabulary, from text", prompts.TERMS, load, by_target(score_endings), 12, stop=("\n",),
+    folder="biology", hub=(TEXTBOOKS,),
 )  # fmt: skip

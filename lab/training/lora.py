@@ -4,17 +4,40 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 
 from lab.errors import LabError
-from lab.experiments.presets import Preset
 from lab.files import write_atomic
 from lab.lora.adapter import LoraAdapter, from_peft, save
 from lab.tasks import Example
 from lab.training.loop import Encoded, TrainConfig, bucketed_batches, encode, fit
+
+VERSION = 1  # raised when the same rows and settings would give other weights
+
+
+@dataclass(frozen=True)
+class LoraTraining:
+    """How a LoRA is trained. Rates are peaks; accumulation: micro-batches of batch_size rows to a step."""
+
+    rank: int
+    lora_alpha: int
+    dropout: float
+    targets: tuple[str, ...]
+    epochs: int
+    batch_size: int
+    accumulation: int
+    learning_rate: float
+    warmup: int
+    max_tokens: int
+    precision: str
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of all epochs over so many rows."""
+        return self.epochs * math.ceil(rows / (self.batch_size * self.accumulation))
 
 
 def encode_examples(tokenizer, examples: Sequence[Example], max_tokens: int) -> list[Encoded]:
@@ -25,39 +48,34 @@ def encode_examples(tokenizer, examples: Sequence[Example], max_tokens: int) -> 
     return rows
 
 
-def train_steps(preset: Preset, rows: int) -> int:
-    """Optimizer steps of the preset's epochs over so many rows."""
-    return preset.epochs * math.ceil(rows / (preset.batch_size * preset.accumulation))
-
-
 def train_lora(
-    model, tokenizer, rows: Sequence[Encoded], preset: Preset, *, name: str, seed: int, folder: Path, checkpoint: Path | None,
+    model, tokenizer, rows: Sequence[Encoded], training: LoraTraining, *, name: str, base: str, seed: int, folder: Path, checkpoint: Path | None,
     rank_factor: int = 1, steps: int | None = None, batch_size: int | None = None,
 ) -> LoraAdapter:  # fmt: skip
-    """Train one LoRA as the preset says and write it, as an ordinary PEFT adapter, into `folder`; the base stays as it was.
+    """Train one LoRA and write it, as an ordinary PEFT adapter, into `folder`; the base stays as it was.
 
-    rank_factor: multiple of the preset's rank and lora_alpha (data-mix takes k, paper Section 3.1). steps, batch_size: other
-    than the preset's. Beside the adapter: training.json with loss per step (nats per token) and seconds.
+    base: as the adapter names it. rank_factor: multiple of the rank and lora_alpha (data-mix takes k, paper Section 3.1). steps, batch_size: other
+    than the training's. Beside the adapter: training.json with loss per step (nats per token) and seconds.
     """
     started = time.time()
-    accumulation = 1 if batch_size else preset.accumulation
-    batch_size = batch_size or preset.batch_size
-    steps = train_steps(preset, len(rows)) if steps is None else steps
+    accumulation = 1 if batch_size else training.accumulation
+    batch_size = batch_size or training.batch_size
+    steps = training.steps(len(rows)) if steps is None else steps
     present = {module.rpartition(".")[2] for module, _ in model.named_modules()}
-    missing = [target for target in preset.targets if target not in present]
+    missing = [target for target in training.targets if target not in present]
     if missing:
-        raise LabError(f"The base has no module called {missing[0]!r}; choose other targets for preset {preset.name}.")
+        raise LabError(f"The base has no module called {missing[0]!r}; choose other targets.")
     torch.manual_seed(seed)
     config = LoraConfig(
-        r=preset.rank * rank_factor, lora_alpha=preset.lora_alpha * rank_factor, lora_dropout=preset.dropout,
-        target_modules=list(preset.targets), task_type="CAUSAL_LM",
+        r=training.rank * rank_factor, lora_alpha=training.lora_alpha * rank_factor, lora_dropout=training.dropout,
+        target_modules=list(training.targets), task_type="CAUSAL_LM",
     )  # fmt: skip
     adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = preset.base
+    adapted.peft_config["default"].base_model_name_or_path = base
     try:
         batches = bucketed_batches(rows, batch_size, steps, seed, tokenizer.pad_token_id, accumulation)
         schedule = TrainConfig(
-            steps=steps, learning_rate=preset.learning_rate, warmup=min(preset.warmup, steps // 5), precision=preset.precision, seed=seed
+            steps=steps, learning_rate=training.learning_rate, warmup=min(training.warmup, steps // 5), precision=training.precision, seed=seed
         )
         losses = fit(adapted, batches, schedule, checkpoint=checkpoint, label=name)
         adapter = from_peft(adapted, name=name)

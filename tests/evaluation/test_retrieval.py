@@ -12,7 +12,7 @@ from lab.evaluation import retrieval
 from lab.evaluation.retrieval import Passage, bm25, chunks, embedding, gold_ranks, split_pages
 from lab.experiments import retrieval_baseline
 from lab.pages import figures
-from lab.records import results
+from lab.records.record import load_records
 from lab.tasks import manual_qa
 
 TEXTS = [
@@ -118,4 +118,4 @@ def test_real_questions_find_their_pages_by_words(data_folder, tmp_path, monkeyp
     game, biology = retrieval_baseline.measure_recall(data_folder, tmp_path)
     assert (game.n, biology.n) == (25, 20)
     assert (game.scores["recall_at_5"], biology.scores["recall_at_5"]) == (24 / 25, 17 / 20)
-    assert results.load_records(tmp_path, retrieval_baseline.RECALL)[0].scores == game.scores
+    assert load_records(tmp_path, retrieval_baseline.RECALL)[0].scores == game.scores

@@ -2,13 +2,13 @@ import pandas as pd
 import pytest
 
 from lab.errors import LabError
-from lab.experiments import ablations, comparison, sections
+from lab.experiments import ablations, sections
 from lab.experiments.store import Store
 from lab.lora.base import load_base
 from lab.merging import merge
 from lab.merging.learn import held_out_loss, split_held_out
 from lab.pages import figures
-from lab.records import results
+from lab.records.record import make_record, save_record
 
 SMALL = {"rank": 2, "lora_alpha": 4, "train_rows": 24, "coefficient_share": 0.5, "own_test": 2, "max_new_tokens": 4}
 GRID = {"density": [0.0, 0.5], "weight maths": [1.0, 2.0], "weight code": [1.0]}
@@ -54,8 +54,8 @@ def test_a_sweep_has_a_row_per_point_and_asks_equal_merges_once(sweep, counted, 
 def test_density_zero_is_the_base(sweep, counted, preset):
     table = sweep(grid={"density": [0.0], "weight maths": [1.0], "weight code": [1.0]})
     model, tokenizer = load_base(preset.base)
-    bench = comparison.Bench(sections.MATH_CODE, preset, 0, None, model, tokenizer)
-    _, held_out = split_held_out(bench.coefficient_rows, 0)
+    context = RunContext(sections.MATH_CODE, preset, 0, None, model, tokenizer)
+    _, held_out = split_held_out(context.coefficient_rows, 0)
     assert table["loss"][0] == pytest.approx(
         held_out_loss(model, held_out[: ablations.HELD_OUT_ROWS], tokenizer.pad_token_id), abs=1e-5
     )
@@ -95,9 +95,9 @@ def test_a_choice_becomes_the_same_merge(sweep, counted, preset, artifacts):
     assert chosen["point"].tolist() == [3, 0] and chosen.loc[ablations.ORACLE, "weight maths"] == 2.0
     entries = ablations.confirm([table])
     assert set(entries) == {"ties_factors_oracle", "ties_factors_held_out"}
-    bench = comparison.Bench(sections.MATH_CODE, preset, 0, Store(artifacts), *load_base(preset.base))
-    adapter, _ = entries["ties_factors_oracle"](bench).load()
-    assert adapter.digest() == merge("ties_factors", bench.skills, [2.0, 1.0], density=0.5).digest()
+    context = RunContext(sections.MATH_CODE, preset, 0, Store(artifacts), *load_base(preset.base))
+    adapter, _ = entries["ties_factors_oracle"](context).load()
+    assert adapter.digest() == merge("ties_factors", context.skills, [2.0, 1.0], density=0.5).digest()
     text = ablations.choice_table([table])
     assert text["target, % (95 % interval)"].iloc[0].startswith("60.0 (") and text["points"].tolist() == ["4", "4"]
 
@@ -149,7 +149,7 @@ def run(method, seed, scores, section="s", **changes):
     blank = {"prompt": "", "completion": "", "extracted": "", "answer": "", "reason": "right", "extras": {}}
     rows = [{**blank, "id": str(i), "score": float(score)} for i, score in enumerate(scores)]
     parameters = {"preset": {"rank": 2, **changes}, "problems": len(rows)}
-    record = results.make_record(
+    record = make_record(
         rows, section=section, preset="p", method=method, seed=seed, task="t", task_version=1,
         key=f"{method}{seed}{changes}", parameters=parameters, hashes={"base": "b", "data": "d"},
     )  # fmt: skip
@@ -159,7 +159,7 @@ def run(method, seed, scores, section="s", **changes):
 @pytest.fixture
 def saved(tmp_path):
     def save(*runs):
-        return [results.save_record(record, rows, tmp_path) for record, rows in runs]
+        return [save_record(record, rows, tmp_path) for record, rows in runs]
 
     return save
 

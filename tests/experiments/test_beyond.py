@@ -10,8 +10,8 @@ import torch
 
 from lab.errors import LabError
 from lab.evaluation import statistics
-from lab.experiments import against_controls, all_methods, comparison, more_skills
-from lab.experiments.comparison import Bench
+from lab.experiments import against_controls, all_methods, more_skills
+from lab.experiments.context import RunContext
 from lab.experiments.sections import MATH_CODE, QABOT, READING, SECTIONS, TWO_PROMPTS, title
 from lab.experiments.store import Store
 from lab.files import content_hash
@@ -20,7 +20,7 @@ from lab.lora.base import load_base
 from lab.lora.stacked import attach
 from lab.merging import METHODS, build, concatenate, merge
 from lab.pages import figures
-from lab.records import results
+from lab.records import tables
 from lab.tasks import manual, manual_in_terms, manual_qa, second_manual
 from lab.world.reading import words
 from tests.records.test_results import OWN, saved
@@ -77,8 +77,8 @@ def test_one_adapter_for_all_sets_one_merge_for_all_targets(tiny_base, tmp_path)
     preset = READING.preset("embedded", str(tiny_base), settings={"train_rows": 40})
 
     def key(section, method):
-        bench = Bench(section, preset, 0, Store(tmp_path), model, tokenizer)
-        return content_hash(comparison.get_contender(method, section)(bench).key)
+        context = RunContext(section, preset, 0, Store(tmp_path), model, tokenizer)
+        return content_hash(find(method, section).make(context).key)
 
     for method in ("cat", "cat_static", "moe", "new_lora", "random_loras", "rescale_one", "data_mix"):
         assert key(found["manual_qa", 4], method) == key(found["technical_reading", 4], method) == key(found["manual_in_terms", 4], method)
@@ -190,15 +190,15 @@ def test_a_loss_is_told_with_its_control_and_section(tmp_path):
 
 def test_differences_agree_with_the_table_of_results(controlled):
     by_method = {name: [r for r in controlled if r.method == name] for name in ("cat", "code", "base")}
-    found = results.differences({("code",): (by_method["code"], by_method["cat"]), ("base",): (by_method["base"], by_method["cat"])})
-    table = results.result_table(controlled, "cat")
+    found = tables.differences({("code",): (by_method["code"], by_method["cat"]), ("base",): (by_method["base"], by_method["cat"])})
+    table = tables.result_table(controlled, "cat")
     for name in ("code", "base"):
         assert found.loc[(name,), "difference"] == pytest.approx(table.at[name, "difference"])
         assert found.loc[(name,), "low"] == pytest.approx(table.at[name, "difference_low"])
     assert found["p_holm"].tolist() == pytest.approx(list(statistics.holm(dict(enumerate(found["p"]))).values()))
     shorter = [dataclasses.replace(r, path=None) for r in by_method["cat"]]
     with pytest.raises(LabError, match="was not saved"):
-        results.differences({("x",): (by_method["code"], shorter)})
+        tables.differences({("x",): (by_method["code"], shorter)})
 
 
 def test_forest_has_a_panel_per_section_and_a_sign_per_merge(controlled):
@@ -216,7 +216,7 @@ def test_forest_has_a_panel_per_section_and_a_sign_per_merge(controlled):
 def test_memory_is_that_of_the_merge_or_of_all_skills_with_their_router(tiny_base, tmp_path):
     preset = MATH_CODE.preset("embedded", str(tiny_base), settings={"rank": 3, "lora_alpha": 4, "train_rows": 8})
     model, tokenizer = load_base(str(tiny_base))
-    bench = Bench(MATH_CODE, preset, 0, Store(tmp_path), model, tokenizer)
+    context = RunContext(MATH_CODE, preset, 0, Store(tmp_path), model, tokenizer)
 
     def told(method, rank):
         parameters = {"preset": dataclasses.asdict(preset), "rank": rank} if rank else {"preset": dataclasses.asdict(preset)}
@@ -225,10 +225,10 @@ def test_memory_is_that_of_the_merge_or_of_all_skills_with_their_router(tiny_bas
     def held(adapter):
         return sum(4 * (f.A.numel() + f.B.numel()) for f in adapter.modules.values())
 
-    together = concatenate(bench.skills, torch.ones(2, len(module_names(bench.skills))), name="x", recipe={})
-    assert told("cat", 6) == pytest.approx(held(together)) and told("maths", 3) == pytest.approx(held(bench.skills[0]))
-    assert told("svd", 3) == pytest.approx(held(merge("svd", bench.skills))) and told("base", 0) == 0
-    with attach(model, bench.skills) as stack:
+    together = concatenate(context.skills, torch.ones(2, len(module_names(context.skills))), name="x", recipe={})
+    assert told("cat", 6) == pytest.approx(held(together)) and told("maths", 3) == pytest.approx(held(context.skills[0]))
+    assert told("svd", 3) == pytest.approx(held(merge("svd", context.skills))) and told("base", 0) == 0
+    with attach(model, context.skills) as stack:
         routers = {name: build(name, stack) for name in ("moe", "arrow")}
     for name, router in routers.items():
         tensors = router.parameters() if name == "moe" else [b for n, b in router.named_buffers() if n.startswith("prototypes")]
@@ -253,5 +253,5 @@ def test_what_the_atlas_asks_of_a_section():
     assert "lorahub" in all_methods.methods(READING) and "lorahub" not in all_methods.methods(TWO_PROMPTS)  # it has no worked examples
     for section in SECTIONS.values():
         for name in all_methods.methods(section):
-            comparison.get_contender(name, section)
+            find(name, section)
     assert title(MATH_CODE) == "5.1 math code" and title(TWO_PROMPTS) == "5.4 prompt formats two prompts"

@@ -8,7 +8,10 @@ import torch
 
 from lab.errors import LabError
 from lab.experiments import comparison, more_skills
-from lab.experiments.comparison import SHIPPED, Bench, compare, get_contender, random_adapters
+from lab.experiments.candidates import find
+from lab.experiments.candidates.merges import random_adapters
+from lab.experiments.comparison import compare
+from lab.experiments.context import SHIPPED, RunContext
 from lab.experiments.presets import get_preset
 from lab.experiments.sections import FORMATS_1_2, FORMATS_1_4, FORMATS_2_4, MATH_CODE, QABOT, READING, SECTIONS
 from lab.experiments.store import Store
@@ -17,7 +20,7 @@ from lab.lora.base import load_base
 from lab.lora.stacked import attach
 from lab.merging import learn as learning
 from lab.merging.learn import held_out_loss, learn, split_held_out
-from lab.records.results import load_records
+from lab.records.record import load_records
 from lab.tasks import hard_math_code, maths
 from lab.training import lora
 from lab.training.loop import Diverged
@@ -118,23 +121,23 @@ def test_training_a_skill_leaves_the_base_as_it_was(preset, tmp_path):
 
 def test_learning_moves_only_coefficients_and_lowers_the_loss(preset, tmp_path):
     model, tokenizer = load_base(preset.base)
-    bench = Bench(MATH_CODE, preset, 0, Store(tmp_path), model, tokenizer)
-    adapters = random_adapters(bench.skills, 1)  # noise hurts, so free coefficients must shrink
+    context = RunContext(MATH_CODE, preset, 0, Store(tmp_path), model, tokenizer)
+    adapters = random_adapters(context.skills, 1)  # noise hurts, so free coefficients must shrink
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    found = learn("cat", model, adapters, bench.coefficient_rows, tokenizer.pad_token_id, rates=(5e-2,), batch_size=4, steps=20,
+    found = learn("cat", model, adapters, context.coefficient_rows, tokenizer.pad_token_id, rates=(5e-2,), batch_size=4, steps=20,
                   parameters={"parametrisation": "free"})  # fmt: skip
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     assert len(found.losses) == 20 and found.sweep[0][0] == 5e-2
     moved = torch.tensor(found.adapter.recipe["coefficients"])
     assert (moved - 0.5).abs().max() > 0.01
-    _, held_out = split_held_out(bench.coefficient_rows, 0)
+    _, held_out = split_held_out(context.coefficient_rows, 0)
     with attach(model, adapters):  # coefficients start as 1/k
         assert found.sweep[0][1] < held_out_loss(model, held_out, tokenizer.pad_token_id)
 
 
 def test_a_sweep_survives_a_rate_that_diverges(preset, tmp_path, monkeypatch):
     model, tokenizer = load_base(preset.base)
-    bench = Bench(MATH_CODE, preset, 0, Store(tmp_path), model, tokenizer)
+    context = RunContext(MATH_CODE, preset, 0, Store(tmp_path), model, tokenizer)
     original = learning.fit
 
     def diverge(model, batches, config, **options):
@@ -144,16 +147,16 @@ def test_a_sweep_survives_a_rate_that_diverges(preset, tmp_path, monkeypatch):
 
     monkeypatch.setattr(learning, "fit", diverge)
     options = {"batch_size": 4, "steps": 2}
-    found = learn("cat", model, bench.skills, bench.coefficient_rows, tokenizer.pad_token_id, rates=(5.0, 1e-2), **options)
+    found = learn("cat", model, context.skills, context.coefficient_rows, tokenizer.pad_token_id, rates=(5.0, 1e-2), **options)
     assert found.learning_rate == 1e-2 and found.sweep[0] == (5.0, None)
     with pytest.raises(LabError, match="diverged at every"):
-        learn("cat", model, bench.skills, bench.coefficient_rows, tokenizer.pad_token_id, rates=(5.0,), **options)
+        learn("cat", model, context.skills, context.coefficient_rows, tokenizer.pad_token_id, rates=(5.0,), **options)
 
 
 def test_coefficient_rows_are_the_minimum_share_of_each_skill(preset, tmp_path):
     model, tokenizer = load_base(preset.base)
-    bench = Bench(MATH_CODE, preset, 0, Store(tmp_path), model, tokenizer)
-    assert len(bench.coefficient_rows) == 2 * 12
+    context = RunContext(MATH_CODE, preset, 0, Store(tmp_path), model, tokenizer)
+    assert len(context.coefficient_rows) == 2 * 12
 
 
 def test_random_adapters_match_the_spread():
@@ -173,7 +176,7 @@ def test_random_adapters_match_the_spread():
 
 def test_unknown_method_and_empty_input_are_named(preset, tmp_path):
     with pytest.raises(LabError, match="no method 'cat_statik'; did you mean 'cat_static'"):
-        get_contender("cat_statik", MATH_CODE)
+        find("cat_statik", MATH_CODE)
     with pytest.raises(LabError, match="problems is 0"):
         compare(MATH_CODE, preset, ["base"], [0], 0, out=tmp_path, artifacts=tmp_path)
     with pytest.raises(LabError, match="need the method 'cat'"):
@@ -197,10 +200,10 @@ def test_shipped_skills_are_those_of_the_embedded_preset(section, tmp_path, monk
     """Change the world, the base or the preset's training, and the shipped skills must be trained anew."""
     preset = section.preset("embedded")
     model, tokenizer = load_base(preset.base)
-    bench = Bench(section, preset, 0, Store(tmp_path, shipped=comparison.SHIPPED), model, tokenizer)
+    context = RunContext(section, preset, 0, Store(tmp_path, shipped=SHIPPED), model, tokenizer)
     monkeypatch.setattr(comparison, "train_lora", lambda *args, **kwargs: pytest.fail("a shipped skill was trained again"))
-    assert [a.name for a in bench.skills] == [task.name for task in section.skills]
-    assert all(a.rank == preset.rank for a in bench.skills)
+    assert [a.name for a in context.skills] == [task.name for task in section.skills]
+    assert all(a.rank == preset.rank for a in context.skills)
 
 
 def test_shipped_weights_are_small():
@@ -216,8 +219,8 @@ COMMITTED = [
 
 @pytest.mark.parametrize(("section", "name"), COMMITTED, ids=lambda value: getattr(value, "name", value))
 def test_what_is_shipped_is_what_the_committed_records_measured(section, name, tmp_path):
-    bench = Bench(section, section.preset("embedded"), 0, Store(tmp_path / "store", shipped=SHIPPED), None, None)
-    adapter, _ = get_contender(name, section)(bench).load()
+    context = RunContext(section, section.preset("embedded"), 0, Store(tmp_path / "store", shipped=SHIPPED), None, None)
+    adapter, _ = find(name, section).make(context).load()
     assert not (tmp_path / "store").exists()  # nothing was trained
     committed = load_records(PROJECT / "results" / "records", section.name)
     assert [r.hashes["adapter"] for r in committed if (r.method, r.seed) == (name, 0)] == [adapter.digest()]

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from lab.files import content_hash
-from lab.records import results
+from lab.records.record import make_record, save_record
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)><b onclick=alert(3)>bold</b>"
 QUESTIONS = ("first", "second", "third", HOSTILE)
@@ -42,7 +42,7 @@ def make_results(
         for method, scores in SCORES.items():
             for seed in (0, 1) if method == "cat" else (0,):
                 rows = [_row(i, method, seed, score) for i, score in enumerate(scores)]
-                record = results.make_record(
+                record = make_record(
                     rows,
                     section=section,
                     preset=preset,
@@ -58,7 +58,7 @@ def make_results(
                     coefficients={"cat": PER_MODULE, "rank_cat": PER_RANK}.get(method),
                 )
                 # Where and when a test runs must not change the pages' bytes.
-                record = results.save_record(
+                record = save_record(
                     dataclasses.replace(record, environment=_PLACE), rows, Path(folder) / "records"
                 )
                 if method == "data_mix":

@@ -10,8 +10,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from lab.errors import LabError
+from lab.experiments.candidates import ROLES
 from lab.pages import figures
-from lab.records.results import REASONS, ROLES
+from lab.records.record import REASONS
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from lab.experiments.presets import PRESETS
 from lab.files import PROJECT, content_hash
 from lab.pages import boards, published, site
 from lab.pages.figures import INK
-from lab.records import results
+from lab.records import tables
+from lab.records.record import load_records, make_record, save_record
 from tests.pages.site_pages import HOSTILE, make_results
 
 SVG = f'<svg role="img" aria-label="Bars" xmlns="http://www.w3.org/2000/svg"><text fill="{INK}">60</text></svg>'
@@ -140,7 +141,7 @@ def test_completions_are_shown_exactly_and_as_text():
         "score": 1.0,
         "completion": f"def solution():\n    return 7 # {HOSTILE}",
     }
-    worked = results.WorkedExample("p<1>", "How many & <why>?", "7", {"CAT <learned>": row})
+    worked = tables.WorkedExample("p<1>", "How many & <why>?", "7", {"CAT <learned>": row})
     page = site.render_page(notebook(code("x", shown(site.examples([worked])._repr_mimebundle_()))), "s5")
     assert_harmless(page)
     assert "return 7 # &lt;script&gt;alert(1)&lt;/script&gt;" in page and "How many &amp; &lt;why&gt;?" in page
@@ -178,7 +179,7 @@ def test_card_and_index(tmp_path):
     for method, scores in {"base": [0.0] * 4, "maths": [1.0, 0, 0, 0], "cat": [1.0, 1.0, 1.0, 0.0]}.items():
         empty = {"prompt": "", "completion": "", "extracted": "", "answer": "", "extras": {}}
         rows = [empty | {"id": str(i), "score": s, "reason": "right" if s else "wrong"} for i, s in enumerate(scores)]
-        record = results.make_record(
+        record = make_record(
             rows,
             section="s5",
             preset="embedded",
@@ -190,7 +191,7 @@ def test_card_and_index(tmp_path):
             own={"maths": 0.5},
             seconds={"evaluation": 60.0},
         )
-        records.append(results.save_record(record, rows, tmp_path / "records"))
+        records.append(save_record(record, rows, tmp_path / "records"))
     card = site.card(records, "cat", "Merging <helps>.")
     assert card.card["number"] == "75.0\u00a0%" and "4 problems × 1 seed" in card.card["caption"]
     assert "maths skill: 25.0\u00a0%" in card.card["caption"]
@@ -332,7 +333,7 @@ def test_the_leaderboard_is_a_plain_table_with_intervals_and_records(pages):
 def test_completions_lie_in_the_page_problem_by_problem(pages):
     page = (pages / "completions-s5_1_math_code.html").read_text()
     (board,) = unpacked(page)["boards"]
-    for record in results.load_records(pages / "records", "s5_1_math_code"):
+    for record in load_records(pages / "records", "s5_1_math_code"):
         place = next((i for i, run in enumerate(board["runs"]) if run["record"] == boards.place_of(record)), None)
         if record.method == "data_mix":
             assert place is None and "No completions are kept here of: Data mix, seed 0." in page
@@ -426,7 +427,7 @@ def test_the_same_records_give_the_same_bytes(pages):
 def test_another_run_of_a_method_is_told_apart(tmp_path):
     make_results(tmp_path, sections=["s5_1_math_code"])
     make_results(tmp_path, sections=["s5_1_math_code"], salt="again", rank=8)
-    (board,), _ = boards.boards(results.load_records(tmp_path / "records"))
+    (board,), _ = boards.boards(load_records(tmp_path / "records"))
     lines = [line for line in boards.lines(board) if line.method == "cat"]
     assert len({line.name for line in lines}) == 2 and all(
         re.fullmatch(r"Learned CAT \([0-9a-f]{6}\)", line.name) for line in lines

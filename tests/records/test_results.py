@@ -7,8 +7,19 @@ import pytest
 
 from lab.errors import LabError
 from lab.evaluation import statistics
+from lab.experiments.candidates import describe
 from lab.files import content_hash
-from lab.records import results
+from lab.records import tables
+from lab.records.record import (
+    by_question,
+    environment,
+    find_record,
+    load_records,
+    make_record,
+    questions_file,
+    save_record,
+    skill_names,
+)
 
 
 def rows_of(scores, reason="wrong"):
@@ -23,8 +34,8 @@ def rows_of(scores, reason="wrong"):
 def saved(folder, method, seed, scores, **more):
     rows = rows_of(scores)
     options = {"section": "s", "preset": "embedded", "task": "t", "task_version": 1, "key": content_hash(method, seed)} | more
-    record = results.make_record(rows, method=method, seed=seed, **options)
-    return results.save_record(record, rows, folder)
+    record = make_record(rows, method=method, seed=seed, **options)
+    return save_record(record, rows, folder)
 
 
 OWN = {"maths": 0.9, "code": 0.8}
@@ -39,12 +50,12 @@ def records(tmp_path):
         saved(tmp_path, "code", seed, [0.0, 1.0] + [0.0] * 6, own=OWN)
         saved(tmp_path, "cat", seed, [1.0, 1.0, 1.0, 1.0] + [0.0] * 4, own=OWN, seconds={"learning": 3.0, "evaluation": 4.0})
         saved(tmp_path, "cat_static", seed, [1.0, 1.0, float(seed), 0.0] + [0.0] * 4, own=OWN, loss=[2.0, 1.0])
-    return results.load_records(tmp_path)
+    return load_records(tmp_path)
 
 
 def test_a_record_counts_what_its_rows_say():
     rows = rows_of([1.0, 0.0, None, 1.0])
-    record = results.make_record(
+    record = make_record(
         rows, section="s", preset="p", method="cat", seed=0, task="t", task_version=1, key=content_hash(1)
     )
     assert (record.n, record.unscored) == (3, 1)
@@ -56,7 +67,7 @@ def test_a_record_counts_what_its_rows_say():
 def test_round_trip_keeps_everything(tmp_path):
     values = {"skills": ["maths", "code"], "modules": ["m"], "values": [[0.25], [0.75]]}
     record = saved(tmp_path, "cat", 1, [1.0, None, 0.0], coefficients=values, own=OWN, loss=[2.5, 1.25], sandbox="landlock")
-    (loaded,) = results.load_records(tmp_path, "s")
+    (loaded,) = load_records(tmp_path, "s")
     assert loaded == record
     assert loaded.rows() == rows_of([1.0, None, 0.0])
     assert loaded.path.name == f"cat-seed1-{content_hash('cat', 1)[:10]}.json"
@@ -78,10 +89,10 @@ def test_a_past_record_is_never_edited(tmp_path):
 
 def test_finished_work_is_found_and_damaged_work_done_again(tmp_path):
     record = saved(tmp_path, "cat", 0, [1.0, 0.0])
-    assert results.find_record(tmp_path, "s", record.key) == record
-    assert results.find_record(tmp_path, "s", content_hash("other")) is None
+    assert find_record(tmp_path, "s", record.key) == record
+    assert find_record(tmp_path, "s", content_hash("other")) is None
     record.path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
-    assert results.find_record(tmp_path, "s", record.key) is None
+    assert find_record(tmp_path, "s", record.key) is None
     with pytest.raises(LabError, match="do not belong"):
         record.rows()
     assert saved(tmp_path, "cat", 0, [1.0, 0.0]).rows() == rows_of([1.0, 0.0])
@@ -90,11 +101,11 @@ def test_finished_work_is_found_and_damaged_work_done_again(tmp_path):
 def test_questions_lie_once_for_all_that_were_asked_them(tmp_path):
     one, two = saved(tmp_path, "cat", 0, [1.0, 0.0]), saved(tmp_path, "cat", 1, [0.0, None])
     other = saved(tmp_path, "cat", 2, [1.0])
-    asked = results.questions_file(one)
-    assert asked == results.questions_file(two) != results.questions_file(other)
+    asked = questions_file(one)
+    assert asked == questions_file(two) != questions_file(other)
     assert len(list((tmp_path / "s").glob("questions-*"))) == 2 and two.rows() == rows_of([0.0, None])
     asked.write_bytes(b"cut")
-    assert results.find_record(tmp_path, "s", one.key) is None
+    assert find_record(tmp_path, "s", one.key) is None
     with pytest.raises(LabError, match=f"{asked.name} are missing or damaged"):
         two.rows()
     saved(tmp_path, "cat", 0, [1.0, 0.0])
@@ -105,7 +116,7 @@ def test_rows_that_hold_their_questions_are_read_too(tmp_path):
     record = saved(tmp_path, "cat", 0, [1.0, 0.0])
     whole = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows_of([1.0, 0.0]))
     record.path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(whole.encode()))
-    assert results.questions_file(record) is None and record.rows() == rows_of([1.0, 0.0])
+    assert questions_file(record) is None and record.rows() == rows_of([1.0, 0.0])
 
 
 def test_damaged_and_foreign_files_are_skipped_and_named(tmp_path):
@@ -116,7 +127,7 @@ def test_damaged_and_foreign_files_are_skipped_and_named(tmp_path):
     (tmp_path / "s" / "list.json").write_text("[]")
     (tmp_path / "s" / "cat-seed9-0000000000.json").write_text(whole)
     with pytest.warns(UserWarning, match="cat-seed9-0000000000.json.*cut.json.*foreign.json.*list.json"):
-        assert results.load_records(tmp_path) == [record]
+        assert load_records(tmp_path) == [record]
 
 
 def test_no_record_without_its_completions(tmp_path, monkeypatch):
@@ -135,13 +146,13 @@ def test_no_record_without_its_completions(tmp_path, monkeypatch):
 
 def test_bad_input_is_told_in_one_sentence(tmp_path):
     rows = rows_of([1.0, 0.0])
-    record = results.make_record(rows, section="s", preset="p", method="cat", seed=0, task="t", task_version=1, key="k" * 64)
+    record = make_record(rows, section="s", preset="p", method="cat", seed=0, task="t", task_version=1, key="k" * 64)
     with pytest.raises(LabError, match="not those of the record"):
-        results.save_record(record, rows[:1], tmp_path)
+        save_record(record, rows[:1], tmp_path)
     with pytest.raises(LabError, match="cannot be written as JSON"):
-        results.save_record(replace(record, own={"maths": float("nan")}), rows, tmp_path)
+        save_record(replace(record, own={"maths": float("nan")}), rows, tmp_path)
     with pytest.raises(LabError, match="p0 occurs twice"):
-        saved(tmp_path, "cat", 0, [1.0]) and results.make_record(
+        saved(tmp_path, "cat", 0, [1.0]) and make_record(
             rows_of([1.0]) * 2, section="s", preset="p", method="cat", seed=0, task="t", task_version=1, key="k"
         )
     with pytest.raises(LabError, match="2 examples, 1 completions and 1 verdicts"):
@@ -155,7 +166,7 @@ def test_completion_rows():
 
 
 def test_result_table(records):
-    table = results.result_table(records, "cat")
+    table = tables.result_table(records, "cat")
     assert list(table.index) == ["base", "maths", "code", "cat_static", "cat"]
     assert table.loc["cat", "score"] == 0.5 and table.loc["cat", "seconds"] == 7.0
     assert table.loc["cat_static", "by_seed"] == [0.25, 0.375]
@@ -171,7 +182,7 @@ def test_result_table(records):
 
 
 def test_formatted_table(records):
-    shown = results.format_table(results.result_table(records, "cat"))
+    shown = tables.format_table(tables.result_table(records, "cat"))
     assert shown.loc["Learned CAT", "difference to Learned CAT, points"] == ""
     assert shown.loc["Base", "difference to Learned CAT, points"].startswith("−50.0 (")
     assert shown.loc["maths skill", "maths test, %"] == "90.0"
@@ -182,7 +193,7 @@ def test_the_finding_is_clear_only_where_the_test_and_the_interval_agree(tmp_pat
     def told(name, *by_seed):
         runs = [("cat", [1.0, 0.0] * 20)] * len(by_seed) + [("ties", scores) for scores in by_seed]
         saves = [saved(tmp_path / name, method, i % len(by_seed), scores) for i, (method, scores) in enumerate(runs)]
-        return results.finding(results.result_table(saves, "cat"))
+        return tables.finding(tables.result_table(saves, "cat"))
 
     half = "Learned CAT solves 50.0 %, "
     assert told("steady", [0.0] * 40, [0.0] * 40) == (
@@ -204,11 +215,11 @@ def test_wordings_of_a_question_count_once(tmp_path):
     def table(folder, ids):
         for method, scores in right.items():
             rows = [row | {"id": name} for name, row in zip(ids, rows_of(map(float, scores * (len(ids) // 8))), strict=True)]
-            made = results.make_record(
+            made = make_record(
                 rows, section="s", preset="p", method=method, seed=0, task="t", task_version=1, key=content_hash(method)
             )
-            results.save_record(made, rows, tmp_path / folder)
-        return results.result_table(results.load_records(tmp_path / folder), "cat")
+            save_record(made, rows, tmp_path / folder)
+        return tables.result_table(load_records(tmp_path / folder), "cat")
 
     formats = table("formats", [f"format {f}, {q}" for f in (3, 7) for q in range(8)])
     once = table("once", [str(q) for q in range(8)])
@@ -217,90 +228,90 @@ def test_wordings_of_a_question_count_once(tmp_path):
     assert formats[columns].equals(once[columns]) and set(formats["n"]) == {8}
     assert apart.at["ties", "p"] < once.at["ties", "p"]
     half = [{"id": "format 3, 1", "score": 1.0}, {"id": "format 7, 1", "score": 0.0}, {"id": "format 7, 2", "score": None}]
-    assert results.by_question(half) == {"1": 0.5, "2": None}
+    assert by_question(half) == {"1": 0.5, "2": None}
 
 
 def test_tables_refuse_what_cannot_be_compared(records, tmp_path):
     with pytest.raises(LabError, match="no record of ties"):
-        results.result_table(records, "ties")
+        tables.result_table(records, "ties")
     with pytest.raises(LabError, match="two records of cat seed 0"):
-        results.result_table([*records, replace(records[-1], seed=0)], "cat")
+        tables.result_table([*records, replace(records[-1], seed=0)], "cat")
     other = saved(tmp_path / "more", "ties", 0, [1.0] * 9)
     with pytest.raises(LabError, match="different problems"):
-        results.result_table([*records, other], "cat")
+        tables.result_table([*records, other], "cat")
     late = saved(tmp_path / "more", "cat_static", 7, [1.0] * 8), saved(tmp_path / "more", "cat_static", 8, [1.0] * 8)
     with pytest.raises(LabError, match="no seed in common"):
-        results.result_table([r for r in records if r.method != "cat_static"] + list(late), "cat")
+        tables.result_table([r for r in records if r.method != "cat_static"] + list(late), "cat")
     with pytest.raises(LabError, match="no records"):
-        results.result_table([], "cat")
+        tables.result_table([], "cat")
 
 
 def test_super_linearity(records):
-    table = results.super_linearity(records)
+    table = tables.super_linearity(records)
     assert list(table.index) == ["Static CAT", "Learned CAT"]
     learned = table.loc["Learned CAT"]
     assert (learned["merged_only"], learned["any_skill_count"], learned["sum_of_skills"]) == (0.25, 2, 2)
     assert learned["super_linear"] and learned["n"] == 8
     assert table.loc["Static CAT", "merged_only_count"] == 0.5
-    shown = results.format_super_linearity(table).loc["Learned CAT"]
+    shown = tables.format_super_linearity(table).loc["Learned CAT"]
     assert (shown["solved"], shown["only by the merge"], shown["super-linear"]) == ("4", "2", "yes")
     with pytest.raises(LabError, match="skill alone"):
-        results.super_linearity([r for r in records if r.method in ("base", "cat")])
+        tables.super_linearity([r for r in records if r.method in ("base", "cat")])
 
 
 def test_table_one(records):
-    table = results.table_one(records)
+    table = tables.table_one(records)
     assert table.to_numpy().tolist() == [[0.0, 0.125], [0.125, 0.5]]
     assert list(table.index) == ["no maths", "maths"] and list(table.columns) == ["no code", "code"]
     with pytest.raises(LabError, match="needs base, ties"):
-        results.table_one(records, "ties")
+        tables.table_one(records, "ties")
 
 
 def test_error_classes_are_shares_of_all_problems(tmp_path):
     saved(tmp_path, "cat", 0, [1.0, 0.0, None, 0.0])
     saved(tmp_path, "cat", 1, [1.0, 1.0, 0.0, 0.0])
-    table = results.error_classes(results.load_records(tmp_path))
+    table = tables.error_classes(load_records(tmp_path))
     assert list(table.columns) == ["right", "wrong", "unscored"]
     assert table.loc["Learned CAT"].tolist() == [0.375, 0.5, 0.125]
 
 
 def test_worked_examples_begin_where_only_the_merge_is_right(records):
-    worked = results.worked_examples(records, "cat", 3)
+    worked = tables.worked_examples(records, "cat", 3)
     assert [example.id for example in worked] == ["p2", "p3", "p0"]
     assert list(worked[0].answers) == ["maths skill", "code skill", "Learned CAT"]
     assert worked[0].answers["Learned CAT"]["reason"] == "right"
 
 
 def test_smaller_tables(records):
-    both = results.paper_and_measured(records, {"cat": 0.2111, "moe": None})
+    both = tables.paper_and_measured(records, {"cat": 0.2111, "moe": None})
     assert both.loc["Learned CAT"].tolist() == ["21.1", "50.0"] and both.loc["MoE router"].tolist() == ["", ""]
-    assert results.loss_curves(records) == {"Static CAT": [[2.0, 1.0]] * 2}
-    assert results.stage_seconds(records).loc["Learned CAT", "learning"] == 3.0
+    assert tables.loss_curves(records) == {"Static CAT": [[2.0, 1.0]] * 2}
+    assert tables.stage_seconds(records).loc["Learned CAT", "learning"] == 3.0
 
 
 def test_tradeoff_and_the_ranks_of_a_skill(records):
     part = replace(records[-1], coefficients={"skills": ["maths[0]", "maths[1]"], "modules": ["m"], "values": [[1], [1]]})
-    assert results.skill_names([*records[:-1], part]) == results.skill_names(records)
-    table = results.tradeoff(records)
-    assert set(table.index) == {r.method for r in records if all(r.own.get(s) is not None for s in results.skill_names(records))}
+    assert skill_names([*records[:-1], part]) == skill_names(records)
+    table = tables.tradeoff(records)
+    assert set(table.index) == {r.method for r in records if all(r.own.get(s) is not None for s in skill_names(records))}
     first = next(r for r in records if r.method == table.index[0])
     assert table["own"].iloc[0] == pytest.approx(sum(first.own.values()) / len(first.own))
-    assert len(results.format_tradeoff(table)) == len(table)
+    assert len(tables.format_tradeoff(table)) == len(table)
 
 
 def test_methods_are_described_in_one_place():
     order = ["base", "maths", "cat_random", "cat_static", "unheard_of", "cat", "cat_sigmoid", "data_mix"]
-    infos = [results.describe(name, ["maths"]) for name in order]
+    infos = [describe(name, ["maths"]) for name in order]
     assert sorted(infos, key=lambda info: info.position) == infos
     assert [info.role for info in infos] == ["base", "skills", "controls", "static", "static", "learned", "learned", "data"]
-    assert results.describe("cat_sigmoid").label == "Learned CAT (sigmoid)"
-    assert results.describe("new_lora_compute").label != results.describe("new_lora").label
-    assert results.describe("rescale_code", ["code"]).role == "controls"
+    assert describe("cat_sigmoid").label == "Learned CAT (sigmoid)"
+    assert describe("new_lora_compute").label != describe("new_lora").label
+    assert describe("rescale_code", ["code"]).role == "controls"
 
 
 def test_environment_says_where_it_ran(monkeypatch):
-    found = results.environment()
+    found = environment()
     assert found["versions"]["torch"] and found["device"] and found["cores"] >= 1
     json.dumps(found)
     monkeypatch.setenv("PATH", "")
-    assert results._git("rev-parse", "HEAD") is None
+    assert tables._git("rev-parse", "HEAD") is None

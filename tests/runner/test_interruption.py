@@ -8,7 +8,7 @@ import sys
 import time
 
 from lab.files import PROJECT
-from lab.records.results import load_records
+from lab.records.record import load_records
 
 PROGRAM = """
 import sys, time, torch

@@ -5,11 +5,12 @@ import json
 
 import pytest
 import torch
+from lab.experiments.continual import folded
 
 from lab.errors import LabError
 from lab.experiments import comparison, retrieval_baseline, sections
-from lab.experiments.comparison import Bench, applied, compare
-from lab.experiments.continual import folded
+from lab.experiments.comparison import applied, compare
+from lab.experiments.context import RunContext
 from lab.experiments.presets import get_preset
 from lab.experiments.sections import QABOT, qabot
 from lab.experiments.store import Store
@@ -29,9 +30,9 @@ def preset(tiny_base):
 
 
 @pytest.fixture
-def bench(preset, tmp_path):
+def context(preset, tmp_path):
     model, tokenizer = load_base(preset.base)
-    return Bench(QABOT, preset, 0, Store(tmp_path / "store"), model, tokenizer)
+    return RunContext(QABOT, preset, 0, Store(tmp_path / "store"), model, tokenizer)
 
 
 def test_no_question_about_the_manual_is_ever_shown():
@@ -85,44 +86,44 @@ def test_answers_in_sentences_are_right_by_their_key_words():
         score_answers(["x"], [""])
 
 
-def test_the_base_is_exactly_itself_after_folding(bench):
-    before = {name: p.clone() for name, p in bench.model.state_dict().items()}
-    adapter = bench.skills[0]
-    with pytest.raises(RuntimeError), folded(bench.model, adapter):
+def test_the_base_is_exactly_itself_after_folding(context):
+    before = {name: p.clone() for name, p in context.model.state_dict().items()}
+    adapter = context.skills[0]
+    with pytest.raises(RuntimeError), folded(context.model, adapter):
         name = "model.layers.0.mlp.up_proj.weight"
-        assert not torch.equal(bench.model.state_dict()[name], before[name])
+        assert not torch.equal(context.model.state_dict()[name], before[name])
         raise RuntimeError
-    assert all(torch.equal(p, before[name]) for name, p in bench.model.state_dict().items())
+    assert all(torch.equal(p, before[name]) for name, p in context.model.state_dict().items())
 
 
-def test_continual_mix_is_one_adapter_of_both_steps(bench):
+def test_continual_mix_is_one_adapter_of_both_steps(context):
     """Text folded in, then answering learned for one epoch: the same logits as the base with the resulting adapter."""
-    entry = comparison.get_contender("data_mix_continual", QABOT)(bench)
+    entry = find("data_mix_continual", QABOT).make(context)
     adapter, facts = entry.load()
-    rows = bench.rows(instruction.TASK)
-    assert adapter.rank == 4 and facts["steps"] == train_steps(bench.preset.change(epochs=1), len(rows)) == len(facts["loss"])
-    (folder,) = bench.store.root.glob("skill-instruction-after-manual-*")
+    rows = context.rows(instruction.TASK)
+    assert adapter.rank == 4 and facts["steps"] == train_steps(context.preset.change(epochs=1), len(rows)) == len(facts["loss"])
+    (folder,) = context.store.root.glob("skill-instruction-after-manual-*")
     second = comparison.adapters_of.load(folder, name="second")
     ids = torch.tensor([rows[0].ids])
     with torch.no_grad():
-        with folded(bench.model, bench.skills[0]), applied(bench.model, second):
-            reference = bench.model(input_ids=ids).logits
-        with applied(bench.model, adapter):
-            assert torch.allclose(bench.model(input_ids=ids).logits, reference, atol=1e-5)
-        with applied(bench.model, second):
-            assert not torch.allclose(bench.model(input_ids=ids).logits, reference, atol=1e-5)
-    alone, _ = bench.skill(instruction.TASK).load()
+        with folded(context.model, context.skills[0]), applied(context.model, second):
+            reference = context.model(input_ids=ids).logits
+        with applied(context.model, adapter):
+            assert torch.allclose(context.model(input_ids=ids).logits, reference, atol=1e-5)
+        with applied(context.model, second):
+            assert not torch.allclose(context.model(input_ids=ids).logits, reference, atol=1e-5)
+    alone, _ = context.skill(instruction.TASK).load()
     module = next(iter(alone.modules))
     learned = [adapter.modules[module].delta_weight() for adapter in (second, alone)]
     assert not torch.allclose(*learned)  # on other weights
-    again, _ = comparison.get_contender("data_mix_continual", QABOT)(bench).load()
+    again, _ = find("data_mix_continual", QABOT).make(context).load()
     assert again.digest() == adapter.digest()
 
 
-def test_open_book_puts_what_is_found_before_the_question(bench):
-    entry = comparison.get_contender("retrieval_bm25", QABOT)(bench)
+def test_open_book_puts_what_is_found_before_the_question(context):
+    entry = find("retrieval_bm25", QABOT).make(context)
     adapter, _ = entry.load()
-    assert adapter.digest() == bench.skills[1].digest()
+    assert adapter.digest() == context.skills[1].digest()
     found = 0
     for example in manual_qa.TASK.load("world", "test", 30, 0):
         text = entry.context(example)
@@ -131,17 +132,17 @@ def test_open_book_puts_what_is_found_before_the_question(bench):
     assert found >= 25
 
 
-def test_the_whole_path_on_real_rows(bench, data_folder, tmp_path):
+def test_the_whole_path_on_real_rows(context, data_folder, tmp_path):
     """Manual, instructions and the questions of both kinds, a few steps; the real passages stand before the real questions."""
     for questions, methods in (("game", ["manual", "instruction", "data_mix_continual", "cat"]), ("biology", ["base"])):
         section = qabot(questions)
-        preset = dataclasses.replace(bench.preset, data=str(data_folder), max_tokens=64, train_rows=16, epochs=1)
+        preset = dataclasses.replace(context.preset, data=str(data_folder), max_tokens=64, train_rows=16, epochs=1)
         comparison.check(section, preset, methods)
         records = compare(section, preset, methods, [0], 2, out=tmp_path / questions, artifacts=tmp_path / "artifacts")
         assert [r.method for r in records] == methods and all(r.n == 2 for r in records)
         assert {"key_recall", "f1", "exact_match"} <= set(records[0].scores) and records[0].own.keys() == {"manual", "instruction"}
-        real = Bench(section, preset, 0, Store(tmp_path / "artifacts"), bench.model, bench.tokenizer)
-        entry = comparison.get_contender("retrieval_bm25", section)(real)
+        real = RunContext(section, preset, 0, Store(tmp_path / "artifacts"), context.model, context.tokenizer)
+        entry = find("retrieval_bm25", section).make(real)
         assert len(entry.context(section.target.load(str(data_folder / "qabot"), "test", 1, 0)[0]).split()) > 200
 
 
@@ -205,4 +206,4 @@ def test_what_a_folder_lacks_may_come_from_the_hub(tmp_path):
 
 def test_every_contender_of_the_section_is_found():
     for name in ("manual_few_shot", "data_mix_continual", *retrieval_baseline.RETRIEVERS):
-        assert comparison.get_contender(name, sections.QABOT) is QABOT.contenders[name]
+        assert find(name, sections.QABOT) is QABOT.contenders[name]

@@ -22,7 +22,8 @@ from lab.evaluation.scorers import Verdict
 from lab.experiments import verdicts
 from lab.pages import figures
 from lab.pages.figures import svg
-from lab.records import results
+from lab.records import tables
+from lab.records.record import REASONS, make_record, save_record
 from lab.tasks import Example, extraction, prompts, technical_reading, terms
 from lab.world.reading.words import TECHNICAL
 
@@ -248,12 +249,12 @@ def records(tmp_path):
             ]
             verdicts = score_reading([f" The answer is {a}." for a in answers], [e.answer for e in examples])
             rows = results.completion_rows(examples, answers, verdicts)
-            record = results.make_record(
+            record = make_record(
                 rows, section="s5_3_reading", preset="embedded", method=method, seed=seed, task="technical_reading",
                 task_version=1, key=f"{method}{seed}".ljust(10, "0"),
                 own={} if method == "few_shot" else {"terms": 0.0, "extraction": 0.0},
             )  # fmt: skip
-            found.append(results.save_record(record, rows, tmp_path))
+            found.append(save_record(record, rows, tmp_path))
     return found
 
 
@@ -283,22 +284,22 @@ def test_the_judge_sees_passage_question_and_gold(records):
 
 
 def test_an_unscored_answer_is_unscored_for_the_judge(records):
-    rows = results.paired_rows(records, ["base", "cat"])
+    rows = tables.paired_rows(records, ["base", "cat"])
     assert list(rows) == [0, 1] and [r["id"] for r in rows[1]["base"]] == [r["id"] for r in rows[1]["cat"]] == list("0123")
     with pytest.raises(LabError, match="no record of moe"):
-        results.paired_rows(records, ["base", "moe"])
+        tables.paired_rows(records, ["base", "moe"])
     with pytest.raises(LabError, match="at least two"):
         verdicts.judge_records(records, ["cat"], Deterministic())
 
 
 def test_paper_and_measured_by_another_score(records):
-    table = results.paper_and_measured(records, {"cat": 0.028, "moe": None}, score="f1")
+    table = tables.paper_and_measured(records, {"cat": 0.028, "moe": None}, score="f1")
     assert list(table.loc["Learned CAT"]) == ["2.8", "100.0"] and list(table.loc["MoE router"]) == ["", ""]
 
 
 def test_verdict_reasons_have_a_place_and_a_colour(records):
-    classes = results.error_classes(records)
+    classes = tables.error_classes(records)
     assert list(classes.columns) == ["right", "wrong"]
-    assert {"partly right", "no answer"} <= set(results.REASONS)
+    assert {"partly right", "no answer"} <= set(REASONS)
     figures.error_bars(classes)
-    assert Verdict("no answer", 0.0, "").reason in results.REASONS
+    assert Verdict("no answer", 0.0, "").reason in REASONS

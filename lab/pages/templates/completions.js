@@ -63,7 +63,7 @@ function fits(problem, place, skills, outcome, text) {
 
 function list(wanted = field("problem").value) {
   const place = runs.find(run => run.label === field("method").value)?.place;
-  const skills = runs.filter(run => run.role === "skills").map(run => run.place);
+  const skills = runs.filter(run => run.role === "skill").map(run => run.place);
   const outcome = field("outcome").value, text = field("text").value.trim().toLowerCase();
   listed = board.problems.filter(problem => fits(problem, place, skills, outcome, text));
   fill(field("problem"), listed.map(problem => {

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from lab.errors import LabError
 from lab.evaluation.sandbox import isolation_level
 from lab.experiments.candidates import Candidate, baselines, find
-from lab.experiments.context import Routed, RunContext, asked_digest, open_contexts, rows_digest
+from lab.experiments.context import Entry, Routed, RunContext, asked_digest, open_contexts, rows_digest
 from lab.experiments.presets import Preset
 from lab.experiments.section import Section
 from lab.files import content_hash
@@ -18,7 +19,7 @@ from lab.lora.stacked import attach
 from lab.merging.routing import load_router
 from lab.records import record as records_of
 from lab.records.record import RunRecord
-from lab.tasks import prompts
+from lab.tasks import Example, Task, prompts
 from lab.training.loop import collate, encode
 
 
@@ -56,41 +57,70 @@ def compare(
     ]
 
 
-def _record(context: RunContext, candidate: Candidate, problems: int, out: Path) -> RunRecord:
+@dataclass(frozen=True)
+class Asked:
+    """What a candidate is asked. examples: of the target. own_tests: of each skill that has some with answers. shots: worked
+    examples before each question of the target."""
+
+    examples: Sequence[Example]
+    own_tests: Mapping[Task, Sequence[Example]]
+    shots: Sequence[tuple[str, str]]
+
+    def digests(self, target: Task) -> dict[str, list]:
+        """By task: what decides the answers and their scores, beside model and decoding."""
+        tests = {target: self.examples, **self.own_tests}
+        return {task.name: [task.version, task.stop, task.max_new_tokens, asked_digest(rows)] for task, rows in tests.items()}
+
+
+def asked_of(context: RunContext, entry: Entry, problems: int) -> Asked:
     section, preset, target = context.section, context.preset, context.section.target
-    name, entry = candidate.name, candidate.make(context)
-    shots = entry.shots or (baselines.base_few_shot(context).shots[: preset.shots] if preset.shots and target.demonstrations else ())
-    # The same test problems for every seed and method, so that methods can be compared problem by problem.
-    examples = context.examples(target, "test", problems, seed=0)
+    usual = preset.shots and target.demonstrations
+    shots = entry.shots or (baselines.base_few_shot(context).shots[: preset.shots] if usual else ())
     own_tests = {}
     for task in () if entry.shots or entry.before else section.skills:  # worked examples of the target say nothing about the skills' tests
         tests = [e for e in context.examples(task, "test", preset.own_test, seed=0) if e.targets]
         if tests:  # Code Alpaca's rows have no answer that a program could be checked against
             own_tests[task] = tests
-    asked = {
-        task.name: [task.version, task.stop, task.max_new_tokens, asked_digest(tests)]
-        for task, tests in ((target, examples), *own_tests.items())
-    }
+    # The same test problems for every seed and method, so that methods can be compared problem by problem.
+    return Asked(context.examples(target, "test", problems, seed=0), own_tests, shots)
+
+
+def record_key(context: RunContext, name: str, entry: Entry, asked: Asked) -> str:
+    """What names a record: the candidate, what decides it, and what it is asked and how."""
+    preset = context.preset
     decoding = {field: getattr(preset, field) for field in ("temperature", "top_p", "max_new_tokens")}
     if preset.temperature:  # each batch draws from its own seed
         decoding["generation_batch"] = preset.generation_batch
-    # What a router's effective support is measured on is cut at max_tokens, so it decides a part of these records.
-    key = content_hash(name, context.seed, dict(entry.key), asked, decoding, list(shots), section.passed_on, preset.max_tokens)
-    # Of all seeds: which records may stand beside each other.
-    trained = {t.name: rows_digest(t, context.source(t), "train", preset.train_rows, 0) for t in section.skills}
-    data = content_hash(trained, asked[target.name])
+    # What a router's effective support is measured on is cut at max_tokens.
+    shown = [context.section.passed_on, preset.max_tokens]
+    return content_hash(name, context.seed, dict(entry.key), asked.digests(context.section.target), list(asked.shots), decoding, shown)
+
+
+def data_digest(context: RunContext, asked: Asked) -> str:
+    """Names rows of training and test for all seeds: records that may stand beside each other have the same."""
+    section = context.section
+    trained = {t.name: rows_digest(t, context.source(t), "train", context.preset.train_rows, 0) for t in section.skills}
+    return content_hash(trained, asked.digests(section.target)[section.target.name])
+
+
+def _record(context: RunContext, candidate: Candidate, problems: int, out: Path) -> RunRecord:
+    section, preset, target = context.section, context.preset, context.section.target
+    name, entry = candidate.name, candidate.make(context)
+    asked = asked_of(context, entry, problems)
+    key = record_key(context, name, entry, asked)
     found = records_of.find_record(out, section.name, key)
     if found is not None:
         return found
     adapter, facts = entry.load()
+    examples = asked.examples
     if entry.before:
         examples = [dataclasses.replace(e, prompt=entry.before(e) + e.prompt) for e in examples]
-    if shots:
-        shown = prompts.demonstrate(target.template, shots)
+    if asked.shots:
+        shown = prompts.demonstrate(target.template, asked.shots)
         examples = [dataclasses.replace(e, prompt=shown + e.prompt) for e in examples]
     answered = context.ask(adapter, target, examples, f"{name}, seed {context.seed}")
     started = time.monotonic()
-    own = {task.name: context.ask(adapter, task, tests, f"{name}, {task.name} test").accuracy for task, tests in own_tests.items()}
+    own = {task.name: context.ask(adapter, task, tests, f"{name}, {task.name} test").accuracy for task, tests in asked.own_tests.items()}
     seconds = {"make": facts.get("seconds", 0.0), **answered.seconds, "own tests": round(time.monotonic() - started, 2)}
     recipe = facts.get("recipe", {})
     coefficients = None
@@ -109,7 +139,7 @@ def _record(context: RunContext, candidate: Candidate, problems: int, out: Path)
     made = records_of.make_record(
         rows, section=section.name, preset=preset.name, method=name, seed=context.seed, task=target.name, task_version=target.version,
         own=own, parameters=parameters,
-        hashes={"base": context.base, "adapter": adapter.digest() if adapter else "", "data": data},
+        hashes={"base": context.base, "adapter": adapter.digest() if adapter else "", "data": data_digest(context, asked)},
         coefficients=coefficients, loss=facts.get("loss"), seconds=seconds, sandbox=isolation_level().name, key=key,
     )  # fmt: skip
     return records_of.save_record(made, rows, out)

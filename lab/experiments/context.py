@@ -143,8 +143,9 @@ class RunContext:
 
     def training_key(self, *tasks: Task, **more) -> dict:
         """Of a LoRA trained on these tasks' rows."""
-        rows = {t.name: rows_digest(t, self.source(t), "train", self.preset.train_rows, self.seed) for t in tasks}
-        return {**self.on_base, "training": dataclasses.asdict(self.preset.training), "rows": rows, "seed": self.seed, "version": VERSION, **more}
+        rows = [[t.name, rows_digest(t, self.source(t), "train", self.preset.train_rows, self.seed)] for t in tasks]
+        training = dataclasses.asdict(self.preset.training)
+        return {**self.on_base, "training": training, "rows": rows, "seed": self.seed, "version": VERSION, **more}
 
     def coefficient_key(self, examples: Sequence[Example] | None = None, **more) -> dict:
         """Of something learned on the small mix, or on other examples."""
@@ -159,9 +160,9 @@ class RunContext:
         return {"method": method, "version": found.version, "parameters": complete_parameters(found, parameters), "inputs": self.inputs}
 
     @cached_property
-    def inputs(self) -> dict[str, str]:
-        """The skills' digests by their names."""
-        return {adapter.name: adapter.digest() for adapter in self.skills}
+    def inputs(self) -> list[list[str]]:
+        """Names and digests of the skills, in order."""
+        return [[adapter.name, adapter.digest()] for adapter in self.skills]
 
     # Artifacts
 

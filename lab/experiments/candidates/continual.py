@@ -22,7 +22,7 @@ def continual(context: RunContext) -> Entry:
     folded in and what was learned after it, added up exactly by concatenation.
     """
     _, answering = context.section.skills
-    key = {"after": next(iter(context.inputs.values())), **context.training_key(answering)}
+    key = {"after": context.inputs[0], **context.training_key(answering)}
 
     def build(_: Path) -> tuple[LoraAdapter, dict]:
         first = context.skills[0]

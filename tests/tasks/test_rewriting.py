@@ -1,10 +1,13 @@
 """Rewriting tasks: prompts, splits, and what the scorer says of a rewriting that lacks a change."""
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
 from lab.errors import LabError
-from lab.tasks import prompts, rewriting
-from lab.world.rewriting.sentences import CHANGES
+from lab.tasks import Example, prompts, rewriting
+from lab.world.rewriting.sentences import CHANGES, make_sentences, realise
 
 PAIR = ("past", "passive")
 
@@ -63,6 +66,19 @@ def test_scorer_says_which_change_is_missing():
         rewriting.score_rewritings(["a", "b"], [row])
 
 
+def test_a_dropped_ending_hides_no_change_and_adds_none():
+    told = Counter()
+    for sentence in make_sentences("test", 0, 60, PAIR):
+        golds = {rewriting.name(found): realise(sentence, found) for found in rewriting.subsets(PAIR)}
+        row = Example("", "", metadata={"changes": PAIR, "golds": golds})
+        shorter = replace(sentence, place="", time="", clause=("", ""))
+        for changes, made in zip(rewriting.subsets(PAIR), golds, strict=True):
+            (verdict,) = rewriting.score_rewritings([realise(shorter, changes)], [row])
+            found = "past and passive" if verdict.reason in ("right", "inexact") else verdict.reason.removeprefix("only ")
+            told[found == made, verdict.reason == "other"] += 1
+    assert not told[False, False] and told[True, False] > 10 * told[False, True]
+
+
 @pytest.mark.parametrize("changes", [*rewriting.PAIRS, *rewriting.TRIPLES, CHANGES])
 def test_every_gold_is_told_apart_from_every_other(changes):
     for row in rewriting.target(changes).load("world", "test", 8, 0):
@@ -105,4 +121,4 @@ def test_tasks_are_named_by_what_they_are_and_nonsense_is_refused():
 
 def test_example_sentences_are_ten_different_test_sentences():
     found = rewriting.example_sentences()
-    assert len(found) == len(set(found)) == 10 and all(5 <= len(text.split()) <= 8 for text in found)
+    assert len(found) == len(set(found)) == 10 and all(5 <= len(text.split()) <= 9 for text in found)

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 
 IRREGULAR_PLURALS = {
-    "child": "children", "thief": "thieves", "loaf": "loaves", "shelf": "shelves", "leaf": "leaves", "scarf": "scarves",
-    "knife": "knives", "tomato": "tomatoes", "potato": "potatoes", "hero": "heroes",
+    "child": "children", "thief": "thieves", "loaf": "loaves", "shelf": "shelves", "scarf": "scarves",
+    "tomato": "tomatoes", "potato": "potatoes",
 }  # fmt: skip
 MASS = ("soup", "juice", "milk", "tea", "rice", "money", "coffee", "wool", "treasure", "corn", "pepper")
 # subject form -> (object form, plural)

@@ -202,7 +202,7 @@ _MARKET = _theme(
     carry: bag; lamp; basket
     borrow: bag; jacket; lamp
     pack: bag; basket; jacket
-    polish: shoe; lamp
+    polish: bracelet; lamp
     hug: @
     pay paid paid: @
     greet: @""",
@@ -216,7 +216,7 @@ _PEOPLE = _theme(
     call: @
     thank: @
     visit: @
-    kiss: @
+    kiss-: @
     wake woke woken: @
     forgive forgave forgiven: @
     teach taught taught: @
@@ -271,7 +271,7 @@ _CRAFTS = _theme(
     decorate: candle; gift; lantern""",
 )  # fmt: skip
 _JOURNEY = _theme(
-    "pilot sailor explorer fisherman", "enormous mysterious", "in the jungle; near the coast; in the desert",
+    "pilot sailor explorer fisherman", "enormous mysterious", "near the coast; in the tropics; in the far north",
     "when the wind turns/turned; because the sky is/was clear; "
     "because the waves are/were gentle; when the fog disappears/disappeared",
     """fly flew flown: plane; helicopter; kite; balloon
@@ -332,7 +332,7 @@ _MACHINES = _theme(
 _CAFE = _theme(
     "barista butcher chef", "organic spicy", "in the cafe; at the barbecue; on the terrace",
     "because the diners are/were starving; when the timer beeps/beeped; "
-    "because the recipe is/was complicated; when the toaster smokes/smoked",
+    "because the recipe is/was complicated; when the stove smokes/smoked",
     """grind ground ground: coffee; corn; pepper
     roast: turkey; mushroom; chestnut
     chop: mushroom; cucumber; pepper

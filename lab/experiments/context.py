@@ -100,7 +100,7 @@ class RunContext:
         return self.preset.source(task.folder)
 
     def examples(self, task: Task, split: str, count: int | None, seed: int | None = None) -> list[Example]:
-        return task.load(self.source(task), split, count, self.seed if seed is None else seed)
+        return list(load_rows(task, self.source(task), split, count, self.seed if seed is None else seed))
 
     def encoded(self, examples: Sequence[Example]) -> list[Encoded]:
         return encode_examples(self.tokenizer, examples, self.preset.max_tokens)
@@ -247,12 +247,18 @@ def digest_of(examples: Sequence[Example]) -> str:
     return content_hash([(e.prompt, e.completion) for e in examples])
 
 
+@functools.lru_cache(maxsize=64)
+def load_rows(task: Task, source: str, split: str, count: int | None, seed: int) -> tuple[Example, ...]:
+    """A task's rows, generated or read once: every candidate of a run asks for the same."""
+    return tuple(task.load(source, split, count, seed))
+
+
 @functools.cache
 def rows_digest(task: Task, source: str, split: str, count: int | None, seed: int) -> str:
     """What names a task's rows of a split: the rows themselves, or the Hub's revisions, from which nothing is fetched for a key."""
     if source == "hub" and task.hub:
         return content_hash([dataclasses.asdict(found) for found in task.hub], task.name, task.template, split, count, seed)
-    return digest_of(task.load(source, split, count, seed))
+    return digest_of(load_rows(task, source, split, count, seed))
 
 
 def asked_digest(examples: Sequence[Example]) -> str:

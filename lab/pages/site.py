@@ -29,15 +29,14 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 
 from lab.errors import LabError
-from lab.experiments.candidates import describe
 from lab.experiments.presets import PRESETS
 from lab.files import PROJECT, write_atomic
 from lab.pages import boards as boards_of
 from lab.pages import published
 from lab.pages.boards import Board
 from lab.pages.figures import COLOURS, DIVERGING, INK, ROLE_LABELS
-from lab.records.record import REASONS, RunRecord, read_records, skill_names
-from lab.records.tables import WorkedExample, result_table
+from lab.records.record import REASONS, RunRecord, read_records
+from lab.records.tables import WorkedExample, result_table, standing
 
 CARD_TYPE = "application/vnd.lab.export.card+json"
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -77,24 +76,14 @@ class Html:
 
 
 def card(
-    records: Sequence[RunRecord], method: str = "cat", finding: str = "", others: Iterable[RunRecord] = (), seconds: float = 0
+    records: Sequence[RunRecord], method: str | None = None, finding: str = "", others: Iterable[RunRecord] = (), seconds: float = 0
 ) -> Html:
     """Headline of a section for its page and the index, and where its numbers come from. The last expression of a notebook.
 
-    method: whose score is the headline number. finding: one sentence of what was found, the notebook's own words. others: what
+    method: whose score is the headline number; None for the best merge's. finding: one sentence of what was found, the notebook's own words. others: what
     else the page shows, for where its numbers come from; seconds: that were spent on what has no records.
     """
-    table = result_table(records, method)
-    row, skills = table.loc[method], skill_names(records)
-    weaker = table[table["role"].isin(["base", "skill"])]
-    number = f"{100 * row['score']:.1f}\u00a0%"
-    caption = (
-        f"{describe(method, skills).label}: {100 * row['low']:.1f}–{100 * row['high']:.1f}\u00a0% (95\u00a0%), "
-        f"{row['n']} problems × {row['seeds']} {'seed' if row['seeds'] == 1 else 'seeds'}"
-    )
-    if len(weaker):
-        best = weaker.loc[weaker["score"].idxmax()]
-        caption += f"; {best['label']}: {100 * best['score']:.1f}\u00a0%"
+    number, caption = _headline(records, method)
     records = list({r.key: r for r in (*records, *others)}.values())
     seconds += sum(sum(r.seconds.values()) for r in records)
     facts = {
@@ -114,6 +103,21 @@ def card(
     data |= {"machine": facts["Machine"], "code": facts["Code"] if len(commits) < 3 else f"{len(commits)} commits, listed at its end"}
     shown = f'<p class="finding">{escape(finding)}</p>' if finding else ""
     return Html(f'{shown}<table class="facts"><tbody>{lines}</tbody></table>', text, data)
+
+
+def _headline(records: Sequence[RunRecord], method: str | None) -> tuple[str, str]:
+    """Number and caption."""
+    found = None if method else standing(records)
+    method = method or (found.best.name if found else records[0].method)
+    row = result_table(records, method).loc[method]
+    label = f"{row['label']}, the best of {found.merges} merges on this test" if found and found.merges > 1 else row["label"]
+    caption = (
+        f"{label}: {100 * row['low']:.1f}–{100 * row['high']:.1f}\u00a0% (95\u00a0%), "
+        f"{row['n']} problems × {row['seeds']} {'seed' if row['seeds'] == 1 else 'seeds'}"
+    )
+    for rival, _ in (found.against if found else {}).values():
+        caption += f"; {rival['label']}: {100 * rival['score']:.1f}\u00a0%"
+    return f"{100 * row['score']:.1f}\u00a0%", caption
 
 
 def examples(worked: Iterable[WorkedExample]) -> Html:

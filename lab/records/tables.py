@@ -13,7 +13,7 @@ import pandas as pd
 from lab.errors import LabError
 from lab.evaluation import statistics
 from lab.experiments.candidates.registry import describe, spaced
-from lab.records.format import p_said, p_value, percent, percent_range, plain, points_range
+from lab.records.format import p_value, percent, percent_range, plain, points_range
 from lab.records.record import RunRecord, by_question, reason_order, skill_names
 
 RESAMPLES = 19999  # of the tests in a table of many comparisons: Holm multiplies the least possible p by their number
@@ -122,29 +122,59 @@ def format_tradeoff(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def finding(table: pd.DataFrame) -> str:
-    """One sentence from a result table: where the reference stands, which method it must be held against, and how sure that is."""
-    reference = table.attrs["reference"]
-    own = table.loc[reference]
-    others = table.drop(index=reference)
-    if others.empty:
-        return f"{own['label']} solves {percent(own['score'])} %; there is nothing to compare it with."
-    best = others.loc[others["score"].astype(float).idxmax()]
-    points, low, high = (-100 * float(best[name]) for name in ("difference", "difference_high", "difference_low"))
-    size = f"{abs(points):.1f}"
-    order = "level with" if size == "0.0" else f"{size} points {'ahead of' if points > 0 else 'behind'}"
-    p_value = f"({p_said(best['p_holm'])}, Holm)"
-    if not best["p_holm"] < 0.05:
-        sure = f"not a clear difference {p_value}"
-    elif _is_sure(best["p_holm"], low, high):
-        sure = f"a clear difference {p_value}"
-    else:
-        span = f"{low:+.1f} to {high:+.1f}".replace("-", "−")
-        sure = f"a clear difference with these seeds {p_value}, not for new ones ({span})"
-    return (
-        f"{own['label']} solves {percent(own['score'])} %, {order} the best other method, "
-        f"{best['label']} ({percent(best['score'])} %): {sure}."
-    )
+MERGES = ("static", "router", "learned")  # roles
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The best merge of some records (by this very test), and what it is held against. Rows of `result_table`.
+
+    against: "skill" (the best alone), "data_mix" and "paper" (the paper's CAT), as far as there are records of them and they are
+    not the best merge itself -> (row, verdict of `differences` of the best merge minus it).
+    """
+
+    best: pd.Series
+    merges: int
+    against: Mapping[str, tuple[pd.Series, str]]
+
+
+def standing(records: Sequence[RunRecord], paper: str = "cat") -> Standing | None:
+    """Where the best merge stands; None without a merge."""
+    table = result_table(records, reference=records[0].method)
+    table["score"] = table["score"].astype(float)
+    merges = table[table["role"].isin(MERGES)]
+    if merges.empty:
+        return None
+    best = merges["score"].idxmax()
+    alone = table[table["role"] == "skill"]
+    rivals = {"skill": alone["score"].idxmax() if len(alone) else None, "data_mix": "data_mix", "paper": paper}
+    rivals = {what: name for what, name in rivals.items() if name in table.index and name != best}
+    of = {method: [r for r in records if r.method == method] for method in (best, *rivals.values())}
+    pairs = {(what,): (of[best], of[name]) for what, name in rivals.items()}
+    verdicts = differences(pairs)["verdict"] if pairs else {}
+    return Standing(table.loc[best], len(merges), {what: (table.loc[name], verdicts[what,]) for what, name in rivals.items()})
+
+
+def finding(records: Sequence[RunRecord], paper: str = "cat") -> str:
+    """What was found, in a few sentences: the best merge against the best skill and data-mix, then where the paper's method stands."""
+    found = standing(records, paper)
+    if found is None:
+        return "There is no merge among these records."
+    order = {"better": "clearly ahead of", "worse": "clearly behind", "unclear": "not clearly different from"}
+
+    def said(what: str) -> str:
+        row, verdict = found.against[what]
+        return f"{order[verdict]} {row['label']} ({percent(row['score'])} %)"
+
+    rivals = [said(what) for what in ("skill", "data_mix") if what in found.against]
+    chosen = f"The best of {found.merges} merges on this test" if found.merges > 1 else "The only merge"
+    told = f"{chosen}, {found.best['label']}, solves {percent(found.best['score'])} %"
+    told += f": {' and '.join(rivals)}." if rivals else "."
+    if "paper" in found.against:
+        row, verdict = found.against["paper"]
+        behind = {"better": "clearly behind it", "worse": "clearly ahead of it", "unclear": "not clearly different from it"}[verdict]
+        told += f" {row['label']}, the paper's method, solves {percent(row['score'])} %, {behind}."
+    return told
 
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:

@@ -173,7 +173,7 @@ def learned_against_static(sections: Mapping[str, Sequence[RunRecord]], paper: M
     for title, records in sections.items():
         shown = tables.format_table(tables.result_table(records, reference="cat_static"))
         shown = shown.filter(regex="^right|^difference|^p |^n ")
-        said = [f"{paper[title]:+g}" if name == "Learned CAT" and title in paper else "" for name in shown.index]
+        said = [f"{paper[title]:+g}" if name == describe("cat").label and title in paper else "" for name in shown.index]
         parts[section_title(title)] = shown.assign(**{"paper, points": said})
     return pd.concat(parts)
 

@@ -2,7 +2,7 @@
 
 Identity. A key names everything that decides an artifact and nothing else. Training rows stand in it by the digest of what the
 model reads and writes, so a changed row or template is another skill, and the same rows are the same skill in whichever section.
-What is made of skills names them by the digest of their weights.
+What is made of skills names each by the digest of its key.
 """
 
 import dataclasses
@@ -155,14 +155,18 @@ class RunContext:
         return {**self.on_base, "settings": settings, "rows": digest_of(learned_on), "seed": self.seed, **more}
 
     def method_key(self, method: str, parameters: Mapping) -> dict:
-        """Of a merge of this context's skills by a method: its version, all its parameters, and the skills by their weights."""
+        """Of a merge of this context's skills by a method: its version, all its parameters, and the skills by their keys."""
         found = get_method(method)
         return {"method": method, "version": found.version, "parameters": complete_parameters(found, parameters), "inputs": self.inputs}
 
     @cached_property
     def inputs(self) -> list[list[str]]:
-        """Names and digests of the skills, in order."""
-        return [[adapter.name, adapter.digest()] for adapter in self.skills]
+        """Names of the skills, in order, each with the digest of all that made it.
+
+        Not of its weights: these differ in their last bits from one kind of processor to another, and a record made on one must be
+        found on the other without training every skill first. A record tells its adapter's digest beside the key.
+        """
+        return [[task.name, content_hash(self.skill(task).key)] for task in self.section.skills]
 
     # Artifacts
 

@@ -339,9 +339,11 @@ def error_bars(classes: pd.DataFrame, title: str = "What became of the answers")
     """One bar per method, divided into the classes of its completions. classes: from `error_classes`."""
     chart, (axes,) = _chart(0.34 * len(classes) + 1.35)
     positions, start = np.arange(len(classes)), np.zeros(len(classes))
+    more = cycle(_SERIES[1:])  # a task may have classes of its own
     for reason in classes.columns:
         width = 100 * classes[reason].to_numpy()
-        axes.barh(positions, width, left=start, height=0.7, color=_REASON_COLOURS[reason], linewidth=0, label=reason)
+        colour = _REASON_COLOURS.get(reason) or next(more)
+        axes.barh(positions, width, left=start, height=0.7, color=colour, linewidth=0, label=reason)
         for position, value, left in zip(positions, width, start, strict=True):
             if value >= 9:
                 text = f"{value:.0f}"

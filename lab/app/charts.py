@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 
-from lab.app.alphas import Grid, short_kind
+from lab.merging.alphas import Grid, short_kind
 from lab.app.scratch import fresh_folder
 from lab.pages.figures import COLOURS, INK, Chart, coefficient_heatmap, learning_curves, svg
 

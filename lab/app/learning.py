@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lab.app.alphas import Grid, settle
+from lab.merging.alphas import Grid, settle
 from lab.app.engine import Engine, shared_copy
 from lab.app.jobs import Job
 from lab.app.session import Routing, Session, inputs_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from lab.app.alphas import LIMIT, short_kind
+from lab.merging.alphas import LIMIT, short_kind
 from lab.app.session import Session
 from lab.errors import LabError
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.app.alphas import Grid, format_alphas, parse_alphas, settle
+from lab.merging.alphas import Grid, format_alphas, parse_alphas, settle
 from lab.errors import LabError
 from lab.files import content_hash
 from lab.lora.adapter import LoraAdapter, check_compatible, module_names

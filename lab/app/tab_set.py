@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from lab.app.alphas import CURVES
+from lab.merging.alphas import CURVES
 from lab.app.context import AT_ONCE, IN_LINE, MODEL, guarded
 from lab.app.controls import control, read_rank, read_weights, values_of
 from lab.app.page import Page

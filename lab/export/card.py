@@ -52,6 +52,8 @@ def model_card(
         parts.append(_inputs(recipe["inputs"]))
     if recipe.get("coefficients"):
         parts += ["## Coefficients", _coefficients(recipe)]
+    if recipe.get("alphas"):
+        parts += ["The same as rules, for `python -m lab merge --alphas`:", f"```text\n{recipe['alphas']}\n```"]
     if figure:
         parts.append(f"![Coefficients of each skill, by layer and kind of module]({FIGURE})")
     if report is not None:
@@ -91,6 +93,8 @@ def _how(method, recipe: Mapping, folded: bool) -> str:
     rows += [(name.replace("_", " "), f"`{value}`") for name, value in given if value is not None]
     if recipe.get("weights"):
         rows.append(("weights", _listed(recipe["weights"])))
+    if recipe.get("rank"):
+        rows.append(("cut to rank", str(recipe["rank"])))
     for name, value in recipe.get("learning", {}).items():
         if value or value == 0:
             rows.append((name.replace("_", " "), _listed(value) if isinstance(value, Mapping) else _short(value)))

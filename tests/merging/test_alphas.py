@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.app.alphas import Grid, format_alphas, parse_alphas, settle
+from lab.merging.alphas import Grid, format_alphas, parse_alphas, settle
 from lab.errors import LabError
 
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")

@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lab.merging.alphas import Grid, settle
 from lab.app.engine import Engine, shared_copy
 from lab.app.jobs import Job
-from lab.app.session import Routing, Session, inputs_of
+from lab.app.session import Routing, Session
 from lab.errors import LabError
 from lab.experiments.presets import Preset
 from lab.experiments.sections import MATH_CODE
 from lab.lora.adapter import LoraAdapter, load, save
 from lab.lora.stacked import StackedLinear
 from lab.merging import METHODS, Method, learn
+from lab.merging.alphas import Grid, settle
+from lab.merging.recipe import inputs_of
 from lab.merging.registry import complete_parameters
 from lab.tasks import Example, Task
 from lab.training.loop import Encoded

@@ -35,8 +35,8 @@ def merge(
     them, `layers 0-5 q,v: maths 0.3`, applied to the weights; for `cat_static`. parameters: see `schema(name)`.
     rank: truncate every module to this rank (SVD); default what the method gives, at most Σr (`svd`: max
     r). on_module: told each module's name when it is merged. The result's recipe holds method, parameters,
-    weights (or alphas and the coefficients that they are), inputs, the rank asked for and, where something was cut, `discarded_energy`: the share of Σ‖ΔW‖² that is lost, in all
-    and per module.
+    weights (or alphas and the coefficients that they are), inputs, the rank asked for and, where something was
+    cut, `discarded_energy`: the share of Σ‖ΔW‖² that is lost, in all and per module.
 
     Raises LabError for a learned method or router, adapters that do not fit together, bad weights, alphas,
     parameters or rank.

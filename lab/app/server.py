@@ -8,7 +8,6 @@ import ipaddress
 import logging
 import socket
 import threading
-import time
 from pathlib import Path
 
 import gradio as gr
@@ -33,24 +32,29 @@ class Server:
         config = uvicorn.Config(mounted(blocks), log_level="warning", timeout_graceful_shutdown=0)
         self._server = uvicorn.Server(config)
         self._blocks = blocks
-        self.thread = threading.Thread(target=self._server.run, args=([bound],), name="server", daemon=True)
-        self.thread.start()
+        self._ended = threading.Event()  # not Thread.join: where Ctrl+C interrupts that, Python 3.11 takes the thread for ended
+        threading.Thread(target=self._run, args=(bound,), name="server", daemon=True).start()
         while not self._server.started:
-            if not self.thread.is_alive():
+            if self._ended.wait(0.01):
                 raise LabError(f"The page could not be served at {self.url}; the terminal says why.")
-            time.sleep(0.01)
+
+    def _run(self, bound: socket.socket) -> None:
+        try:
+            self._server.run([bound])
+        finally:
+            self._ended.set()
 
     def close(self) -> None:
         """Stop answering, and free the port and the files that were handed out."""
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # that it cuts off open pages is meant
         self._blocks.close(verbose=False)
         self._server.should_exit = True
-        self.thread.join(10)
+        self._ended.wait(10)
 
     def wait(self) -> None:
         """Until it ends."""
-        while self.thread.is_alive():
-            self.thread.join(1)  # with a limit, so that Ctrl+C is heard on every system
+        while not self._ended.wait(1):  # with a limit, so that Ctrl+C is heard on every system
+            pass
 
     def __enter__(self) -> "Server":
         return self

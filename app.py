@@ -6,6 +6,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import argparse
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -120,4 +121,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # without it the interpreter's last collection goes through all of torch: seconds after Ctrl+C
+    sys.exit(code)

@@ -6,7 +6,6 @@ endpoint's, what comes after `*` is for the page alone, and its docstring is wha
 
 import json
 import random
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,10 +37,11 @@ from lab.export.report import report as report_on
 from lab.lora.adapter import LoraAdapter
 from lab.merging import METHODS, get_method
 from lab.pages.figures import Chart, method_bars
-from lab.records import results as records_of_runs
+from lab.records import tables
+from lab.records.record import read_records
 
 OWN_ROWS = 20_000  # read of a file
-# Alphas that need not add up to 1 solve far more in the embedded world than the paper's softmax.
+# Free alphas solve far more in the embedded world than the released code's softmax.
 FIRST = {"method": "cat", "parameters": {"parametrisation": "free"}}
 
 
@@ -147,20 +147,13 @@ def report(context: Context, session: Session) -> dict:
 
 # Alphas and other methods
 
-PRESETS = {
-    "everything at 1 (task arithmetic)": lambda first, others: [f"{s}: 1" for s in (first, *others)],
-    "everything at 0.8": lambda first, others: [f"{s}: 0.8" for s in (first, *others)],
-    "equal share": lambda first, others: [f"{s}: {1 / (1 + len(others)):.4f}" for s in (first, *others)],
-    "first skill early, others late": lambda first, others: [
-        f"{first}: early 0.2 1",
-        *(f"{s}: late 0.2 1" for s in others),
-    ],
-    "first skill attention, others MLP": lambda first, others: [
-        *(f"{s}: 0.2" for s in (first, *others)),
-        f"{first} attn: 1",
-        *(f"{s} mlp: 1" for s in others),
-    ],
-    "everything off": lambda first, others: [f"{s}: 0" for s in (first, *others)],
+PRESETS = {  # rules for the first skill, and for each of the others
+    "everything at 1 (task arithmetic)": ("{}: 1", "{}: 1"),
+    "everything at 0.8": ("{}: 0.8", "{}: 0.8"),
+    "equal share": ("{}: {share:.4f}", "{}: {share:.4f}"),
+    "first skill early, others late": ("{}: early 0.2 1", "{}: late 0.2 1"),
+    "first skill attention, others MLP": ("{0}: 0.2; {0} attn: 1", "{0}: 0.2; {0} mlp: 1"),
+    "everything off": ("{}: 0", "{}: 0"),
 }
 
 
@@ -178,8 +171,8 @@ def undo(context: Context, session: Session) -> str:
 
 def use_preset(context: Context, session: Session, name: str) -> None:
     """Set the alphas of PRESETS[name]."""
-    first, *others = session.need().skills
-    session.set_text("\n".join(PRESETS[name](first, others)))
+    skills, (first, other) = session.need().skills, PRESETS[name]
+    session.set_text("\n".join((other if i else first).format(skill, share=1 / len(skills)) for i, skill in enumerate(skills)))
 
 
 def curve_rules(skills: Sequence[str], skill: str, curve: str, low: float | None, high: float | None, seed: int) -> list[str]:
@@ -474,16 +467,14 @@ def methods(context: Context, session: Session) -> list:
     ]
 
 
-def sections(context: Context) -> dict[str, list]:
-    """Records by section, preset and number of problems."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        records = records_of_runs.load_records(context.results)
+def sections(context: Context) -> tuple[dict[str, list], list[str]]:
+    """Records by section, preset and number of problems; and the files that are damaged or no records."""
+    records, damaged = read_records(context.results)
     found: dict[str, list] = {}
     for record in records:
         name = f"{record.section} · {record.preset} · {record.n + record.unscored} problems"
         found.setdefault(name, []).append(record)
-    return found
+    return found, damaged
 
 
 _BOARDS: dict[tuple, tuple] = {}  # records are never edited, so their keys say whether a board is still right
@@ -494,20 +485,20 @@ def board(records: list, reference: str = "cat") -> tuple:
     key = tuple(record.key for record in records)
     if key not in _BOARDS:
         methods = {r.method for r in records}
-        table = records_of_runs.result_table(records, reference if reference in methods else records[0].method)
-        _BOARDS[key] = method_bars(table), records_of_runs.format_table(table)
+        table = tables.result_table(records, reference if reference in methods else records[0].method)
+        _BOARDS[key] = method_bars(table), tables.format_table(table)
     return _BOARDS[key]
 
 
 def results(context: Context, session: Session, section: str = "") -> dict:
     """The leaderboards: section -> rows; with a name only that one."""
-    tables = {name: board(records)[1] for name, records in sections(context).items() if section in ("", name)}
-    return {name: table.reset_index(names="method").to_dict("records") for name, table in tables.items()}
+    found = {name: board(records)[1] for name, records in sections(context)[0].items() if section in ("", name)}
+    return {name: table.reset_index(names="method").to_dict("records") for name, table in found.items()}
 
 
 def records_in(context: Context, section: str) -> list:
     """The records of a section. Raises LabError when there are none."""
-    found = sections(context)
+    found, _ = sections(context)
     if section not in found:
         raise LabError("There are no such records; run the section first (make results).")
     return found[section]

@@ -81,7 +81,7 @@ def task_questions(name: str, preset: Preset, count: int, first: int = 0) -> lis
     found = task.load(preset.source(task.folder), "test", first + count, 0)[first:]
     if not found:
         raise LabError(f"{name} has fewer than {first + 1} test problems.")
-    return [Question(e.prompt, e.answer, name != "maths") for e in found]
+    return [Question(e.prompt, next(iter(e.targets), ""), name != "maths") for e in found]
 
 
 def compare(

@@ -4,7 +4,7 @@ import gradio as gr
 
 from lab.app import actions, charts, html
 from lab.app.compare import CHAT, LETTERS, TEMPLATES, show, task_questions
-from lab.app.frame import MODEL, PRIVATE, Page
+from lab.app.frame import MODEL, PRIVATE, Page, guarded
 from lab.app.learning import TASKS
 from lab.app.sources import read_prompts
 from lab.app.votes import elo
@@ -15,14 +15,10 @@ KINDS = ("One prompt", "Problems of a task", "A file")
 
 def build(page: Page) -> None:
     context = page.context
-    embedded = context.engine.source == "embedded"
     templates = [*TEMPLATES, *([CHAT] if context.engine.tokenizer.chat_template else [])]
-
-    text, template, gold = (
-        actions.example(context, "hard_math_code", 1)
-        if embedded
-        else ("Write a function that adds two numbers.", "as typed", "")
-    )
+    text, template, gold = "Write a function that adds two numbers.", "as typed", ""
+    if context.engine.source == "embedded":
+        text, template, gold = actions.example(context, "hard_math_code", 1)
     with gr.Tab("Compare", id="compare"):
         kind = gr.Radio(KINDS, value=KINDS[0], show_label=False, container=False, elem_id="kind")
         with gr.Group() as one:
@@ -67,12 +63,8 @@ def build(page: Page) -> None:
         with gr.Accordion("Ratings from blind votes", open=False) as ratings_box:
             ratings = gr.HTML("", apply_default_css=False, elem_id="ratings")
 
-    kind.change(
-        lambda k: [gr.update(visible=k == name) for name in (*KINDS, KINDS[0])],
-        kind,
-        [one, many, filed, example_row],
-        **PRIVATE,
-    )
+    places = [one, many, filed, example_row]
+    kind.change(lambda k: [gr.update(visible=k == name) for name in (*KINDS, KINDS[0])], kind, places, **PRIVATE)
     page.on(another.click, lambda _, task: actions.example(context, task), [task_one], [prompt, shape, known])
 
     def questions(kind, prompt, shape, gold, task, count, first, file, shape_file) -> list:
@@ -117,16 +109,18 @@ def build(page: Page) -> None:
     page.on(page.against.input, marked, [page.against], answers)
 
     def rated() -> str:
-        table = elo(context.ballot.votes())
+        votes, damaged = context.ballot.votes()
+        lost = html.items([("bad", f"{context.ballot.file.name}, line {n}: damaged, not counted.") for n in damaged])
+        table = elo(votes)
         if table.empty:
-            return html.dim("No votes yet. Tick “Blind, with a vote”, ask, and vote.")
-        return charts.figure(charts.elo_chart(table)) + _ratings(table)
+            return html.dim("No votes yet. Tick “Blind, with a vote”, ask, and vote.") + lost
+        return charts.figure(charts.elo_chart(table)) + _ratings(table) + lost
 
     def voted(session, choice):
         return show(actions.vote(context, session, choice)), gr.update(visible=False), rated()
 
     page.on(vote.click, voted, [choice], [answers, booth, ratings])
-    ratings_box.expand(rated, None, ratings, **PRIVATE)
+    ratings_box.expand(guarded(rated), None, ratings, **PRIVATE)
 
 
 def _ratings(table) -> str:

@@ -30,25 +30,9 @@ def build(page: Page) -> None:
             save = gr.Button("Save the recipe", elem_id="save-recipe", min_width=110)
         file = gr.File(label="Ready", visible=False, elem_id="exported")
         gr.Markdown("### The same again, without this page")
-        lines = gr.Code(
-            "", language="shell", label="Command", interactive=False, elem_id="commands", lines=1, wrap_lines=True
-        )
-        notebook = gr.Code(
-            "",
-            language="shell",
-            label="Notebook of the section, with every control",
-            interactive=False,
-            lines=1,
-            wrap_lines=True,
-        )
-        python = gr.Code(
-            "",
-            language="python",
-            label="Load the export (an adapter with PEFT)",
-            interactive=False,
-            lines=1,
-            wrap_lines=True,
-        )
+        lines = _code("Command", "shell", elem_id="commands")
+        notebook = _code("Notebook of the section, with every control", "shell")
+        python = _code("Load the export (an adapter with PEFT)", "python")
         gr.Markdown("### A recipe that was saved")
         recipe = gr.File(label="recipe.json", file_types=[".json"], height=110, elem_id="recipe-in")
 
@@ -84,3 +68,7 @@ def build(page: Page) -> None:
         return [*page.views(session), None]
 
     page.on(recipe.upload, brought, [recipe], [*page.shared, recipe], **IN_LINE, show_progress="full")
+
+
+def _code(label: str, language: str, **options) -> gr.Code:
+    return gr.Code("", label=label, language=language, interactive=False, lines=1, wrap_lines=True, **options)

@@ -39,7 +39,7 @@ def build(page: Page, tabs: gr.Tabs) -> None:
 
     @guarded
     def opened(chosen):
-        found = actions.sections(context)
+        found, damaged = actions.sections(context)
         if not found:
             return (
                 gr.update(choices=[], value=None),
@@ -57,7 +57,7 @@ def build(page: Page, tabs: gr.Tabs) -> None:
             gr.update(choices=list(found), value=name),
             gr.update(choices=methods, value=first),
             gr.update(choices=seeds, value=seeds[0]),
-            drawn(records, ""),
+            drawn(records, "") + html.items([("bad", f"{name} is damaged or no record.") for name in damaged]),
             _answers(records, first, seeds[0], "all", 0),
         )
 
@@ -110,7 +110,7 @@ def _answers(records: list, method: str, seed: str, reason: str, first: int) -> 
 def _row(row: dict) -> str:
     mark = {1: "good", 0: "bad"}.get(row["score"], "dim")
     question = escape(row["prompt"].removeprefix("Question: ")[:110])
-    returned, gold = escape(str(row["extracted"])[:200]) or "nothing", escape(str(row["answer"]))
+    returned, gold = escape(str(row["extracted"])[:200]) or "nothing", escape(" or ".join(row["targets"])) or "unknown"
     return (
         f'<details class="question"><summary><i class="dot {mark}"></i> {escape(row["id"])} '
         f'<span class="dim">{escape(row["reason"])}</span> {question}</summary>'

@@ -14,10 +14,10 @@ from lab.app.scratch import fresh_folder
 from lab.app.session import Routing, Session
 from lab.app.sources import clean_name
 from lab.errors import LabError
+from lab.export.card import base_code
 from lab.export.folders import export, fold_into
 from lab.export.report import report
 from lab.lora.adapter import engine_rank, load, save
-from lab.lora.base import EMBEDDED
 from lab.lora.stacked import attach
 from lab.merging import METHODS
 from lab.merging.routing import save_router
@@ -185,29 +185,21 @@ def _options(parameters: Mapping, *without: str) -> list[str]:
 
 def snippet(session: Session, column: str, base: str) -> str:
     """Python that loads the export: an adapter with PEFT, a router by this project."""
-    name = clean_name(f"{column}-adapter")
-    if base in EMBEDDED:
-        load = f'from lab.lora.base import load_base\n\nmodel, tokenizer = load_base("{base}")'
-    else:
-        load = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"model = AutoModelForCausalLM.from_pretrained({base!r})\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({base!r})"
-        )
-    ask = (
-        'prompt = tokenizer("Question: …\\nProgram:\\n", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))\n"
-    )
+    name, load = clean_name(f"{column}-adapter"), base_code(base)
+    ask = [
+        'prompt = tokenizer("Question: …\\nProgram:\\n", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))",
+    ]
     found = session.others.get(column)
     if isinstance(found, Routing):
-        names = ", ".join(repr(a.name) for a in found.adapters)
-        return (
-            "from lab.lora.adapter import load\nfrom lab.merging.routing import load_router\nfrom lab.lora.stacked import attach\n"
-            f"{load}\n"
-            f'skills = [load(f"{name}/skills/{{skill}}") for skill in ({names})]  # the unpacked zip\n'
-            f'load_router("{name}/router", attach(model, skills))\n{ask}'
-        )
-    return (
-        f"from peft import PeftModel\n{load}\n"
-        f'model = PeftModel.from_pretrained(model, "{name}")  # the unpacked zip\n{ask}'
-    )
+        lines = [
+            "from lab.lora.adapter import load",
+            "from lab.lora.stacked import attach",
+            "from lab.merging.routing import load_router",
+            *load,
+            f'skills = [load(f"{name}/skills/{{skill}}") for skill in {[a.name for a in found.adapters]}]  # the unpacked zip',
+            f'load_router("{name}/router", attach(model, skills))',
+        ]
+    else:
+        lines = ["from peft import PeftModel", *load, f'model = PeftModel.from_pretrained(model, "{name}")  # the unpacked zip']
+    return "\n".join([*lines, *ask, ""])

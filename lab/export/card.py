@@ -9,6 +9,7 @@ from io import BytesIO
 import torch
 
 from lab.export.report import SetReport
+from lab.lora.base import EMBEDDED
 from lab.merging import METHODS
 
 FIGURE = "coefficients.png"
@@ -134,19 +135,22 @@ def _loading(base: str, rank: int | None) -> str:
             'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
         ]
         return "\n".join(["```python", *code, "```"])
-    if base == "embedded":
-        load = ["from lab.lora.base import load_base", "", 'model, tokenizer = load_base("embedded")']
-    else:
-        source = base or "the base model of the inputs"
-        load = [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(source)})",
-            f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(source)})",
-        ]
+    load = base_code(base or "the base model of the inputs")
     code = ["from peft import PeftModel", *load, 'model = PeftModel.from_pretrained(model, "path/to/this/folder")']
     note = f"Scaling is folded in (`lora_alpha` = `r` = {rank}), so engines that read only these two serve it as it is."
     return "\n".join(["```python", *code, "```", "", note])
+
+
+def base_code(base: str) -> list[str]:
+    """Lines of Python after which `model` and `tokenizer` are the base's."""
+    if base in EMBEDDED:
+        return ["from lab.lora.base import load_base", "", f"model, tokenizer = load_base({json.dumps(base)})"]
+    return [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"model = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})",
+    ]
 
 
 def _listed(values: Mapping) -> str:

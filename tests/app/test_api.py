@@ -20,7 +20,7 @@ from gradio_client.exceptions import AppError
 
 from lab.app.server import Server
 from lab.errors import LabError
-from lab.experiments.comparison import SHIPPED
+from lab.experiments.context import SHIPPED
 from lab.files import PROJECT
 from lab.lora.adapter import load
 from tests.app.waiting import PATIENCE, until

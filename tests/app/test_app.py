@@ -394,7 +394,9 @@ def test_votes_and_ratings(tmp_path):
         ballot.cast(Vote("p", ("a", "b"), "c"))
     with open(ballot.file, "a") as file:
         file.write("{broken\n")
-    table = elo(ballot.votes())
+    votes, damaged = ballot.votes()
+    assert len(votes) == 13 and damaged == [14]  # named, not dropped
+    table = elo(votes)
     assert list(table.index) == ["good", "middle", "bad"] and table["wins"].tolist() == [18, 6, 0]
     assert (table["low"] <= table["rating"]).all() and (table["rating"] <= table["high"]).all()
     assert table["rating"].mean() == pytest.approx(1000) and np.isfinite(table.to_numpy(dtype=float)).all()
@@ -407,7 +409,7 @@ def test_votes_and_ratings(tmp_path):
 
 
 def material(engine) -> Material:
-    rows = [Example(str(i), f"Question: {i}?\nAnswer:", f" {i} and {i}", "") for i in range(12)]
+    rows = [Example(str(i), f"Question: {i}?\nAnswer:", f" {i} and {i}") for i in range(12)]
     return Material(
         encode_examples(engine.tokenizer, rows, 64), {"maths": encode_examples(engine.tokenizer, rows[:4], 64)}
     )

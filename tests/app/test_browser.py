@@ -438,7 +438,7 @@ def test_blind_vote_and_reveal(browser, address):
 
 
 def test_adapters_come_from_uploads_and_wrong_ones_are_told(browser, address, tmp_path):
-    from lab.experiments.comparison import SHIPPED
+    from lab.experiments.context import SHIPPED
 
     good, bad = [], tmp_path / "evil.zip"
     for skill in ("maths", "code"):

@@ -6,7 +6,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import argparse
-import ipaddress
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -17,12 +17,11 @@ import gradio as gr
 from lab.app.context import Context
 from lab.app.engine import Engine
 from lab.app.page import build_page
+from lab.app.server import Server, check_port, is_loopback
 from lab.app.sources import Access, open_adapter, shipped_folders, shipped_skills
 from lab.errors import LabError
 from lab.experiments.presets import get_preset
 from lab.files import PROJECT, in_project
-
-LOOKS = Path(__file__).parent / "lab" / "app"
 
 
 def build_app(
@@ -36,7 +35,7 @@ def build_app(
     shared: bool = False,
     roots: Sequence[Path | str] = (),
 ) -> gr.Blocks:
-    """The page, ready to launch, with the base in memory. Raises LabError when base or adapters cannot be read.
+    """The page, ready to be served (lab.app.server.Server), with the base in memory. Raises LabError when base or adapters cannot be read.
 
     base: "embedded", a folder or a Hub id; default the preset's. adapters: PEFT folders or Hub ids (NAME=FOLDER);
     default, on the embedded base, the shipped skills. results: folder with the records. files: where votes are kept.
@@ -61,38 +60,6 @@ def build_app(
     blocks = build_page(context)
     blocks.context = context
     return blocks
-
-
-def launch_options() -> dict:
-    """How the page is served: its own looks, no request to any other host, nothing told to anybody."""
-    system = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-    mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-    theme = gr.themes.Default(
-        primary_hue="blue", font=system, font_mono=mono, spacing_size="sm", radius_size="sm", text_size="md"
-    )
-    return {
-        "theme": theme,
-        "css_paths": [LOOKS / "page.css"],
-        "head_paths": [LOOKS / "head.html"],
-        "share": False,
-        "ssr_mode": False,
-        "run_history": False,
-        "enable_monitoring": False,
-        "footer_links": ["api"],
-        "max_file_size": "4gb",
-        "state_session_capacity": 300,  # pages; Gradio keeps about 0.5 MB for each
-        "quiet": True,
-        "show_error": False,
-        "mcp_server": False,
-        "pwa": False,
-    }
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,8 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # learning goes where the model is
     try:
-        if not 0 < options.port < 65536:
-            raise LabError(f"The port is {options.port}; give a number from 1 to 65535.")
+        check_port(options.port)  # a typing error should not wait for the base
         blocks = build_app(
             options.base,
             options.adapters,
@@ -140,21 +106,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shared=not is_loopback(options.host),
             roots=[*options.roots, *options.adapters, PROJECT / "artifacts"],
         )
-        try:
-            _, url, _ = blocks.launch(
-                server_name=options.host, server_port=options.port, prevent_thread_lock=True, **launch_options()
-            )
-        except OSError as error:
-            raise LabError(
-                f"Port {options.port} on {options.host} cannot be used ({error}); choose another with --port."
-            ) from error
+        with Server(blocks, options.host, options.port) as server:
+            print(f"Soup Lab is open at {server.url} (Ctrl+C ends it)", flush=True)
+            try:
+                server.wait()
+            finally:
+                blocks.context.end()
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"Soup Lab is open at {url} (Ctrl+C ends it)", flush=True)
-    blocks.block_thread()
+    except KeyboardInterrupt:
+        pass
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # without it the interpreter's last collection goes through all of torch: seconds after Ctrl+C
+    sys.exit(code)

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 
-from lab.app.alphas import Grid, short_kind
 from lab.app.scratch import fresh_folder
+from lab.merging.alphas import Grid, short_kind
 from lab.pages.figures import COLOURS, INK, Chart, coefficient_heatmap, learning_curves, svg
 
 _COSTS = LinearSegmentedColormap.from_list("costs", ["#1d4f9e", "#8fb4e3", "#efeeec", "#f0a08c", "#b3261e"])

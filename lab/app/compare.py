@@ -1,9 +1,9 @@
-"""Side by side: the same questions to several columns, streamed together, programs run, answers judged and compared."""
+"""Side by side: the same questions to several columns, streamed together, judged and compared."""
 
 import difflib
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -14,8 +14,7 @@ from lab.app.memory import give_back
 from lab.app.session import Part, Session
 from lab.app.streaming import Answer, Decoding, stream
 from lab.errors import LabError
-from lab.evaluation.sandbox import run_programs
-from lab.evaluation.scorers import Verdict, extract_program, score_final_number, score_program
+from lab.evaluation.scorers import Verdict
 from lab.experiments.presets import Preset
 from lab.tasks import prompts
 
@@ -34,6 +33,9 @@ class Question:
     prompt: str
     gold: str = ""
     program: bool = False
+
+
+Judge = Callable[[Sequence[tuple[Question, str]]], Sequence[tuple[Verdict | None, str]]]
 
 
 @dataclass
@@ -79,7 +81,7 @@ def task_questions(name: str, preset: Preset, count: int, first: int = 0) -> lis
     found = task.load(preset.source(task.folder), "test", first + count, 0)[first:]
     if not found:
         raise LabError(f"{name} has fewer than {first + 1} test problems.")
-    return [Question(e.prompt, e.answer, name != "maths") for e in found]
+    return [Question(e.prompt, next(iter(e.targets), ""), name != "maths") for e in found]
 
 
 def compare(
@@ -89,10 +91,13 @@ def compare(
     columns: Sequence[str],
     decoding: Decoding,
     *,
-    run: bool = True,
+    judge: Judge | None = None,
     blind: bool = False,
 ) -> Iterator[Comparison]:
-    """Yield the comparison as it grows. It ends early, keeping what there is, when session.stop is set."""
+    """Yield the comparison as it grows. It ends early, keeping what there is, when session.stop is set.
+
+    judge: gives (verdict, value to show) for pairs of question and answer; None: nothing is judged.
+    """
     columns = tuple(dict.fromkeys(columns))
     if not columns:
         raise LabError("Choose at least one column.")
@@ -117,7 +122,7 @@ def compare(
     )
     session.run = state
     try:
-        yield from _grow(engine, session, state, parts, lanes, decoding, run)
+        yield from _grow(engine, session, state, parts, lanes, decoding, judge)
     finally:
         give_back()
 
@@ -129,7 +134,7 @@ def _grow(
     parts: Sequence[Part],
     lanes: Sequence[Lane],
     decoding: Decoding,
-    run: bool,
+    judge: Judge | None,
 ) -> Iterator[Comparison]:
     n, k, questions = len(state.questions), len(state.columns), state.questions
     step = max(1, ROWS // k)
@@ -143,8 +148,11 @@ def _grow(
         if session.stop.is_set():
             state.note = "stopped"
             break
-        if run:
-            judge(state, chunk)
+        if judge is not None:
+            places = [(i, c) for i in chunk for c in range(k)]
+            found = judge([(questions[i], state.answers[i][c].text) for i, c in places])
+            for (i, c), (verdict, value) in zip(places, found, strict=True):
+                state.verdicts[i][c], state.values[i][c] = verdict, value
             yield state
     state.done = True
     yield state
@@ -171,34 +179,6 @@ def _together(
                 growing.remove(entry)
             else:
                 yield part, answers
-
-
-def judge(state: Comparison, chunk: Sequence[int]) -> None:
-    """Run the programs of these questions' answers in the sandbox, and judge all answers whose gold is known."""
-    places = [(i, c) for i in chunk for c in range(len(state.columns))]
-    programs = {(i, c): extract_program(state.answers[i][c].text) for i, c in places}
-    wanted = [place for place in places if programs[place]]
-    outcomes = dict(zip(wanted, run_programs([programs[place] for place in wanted]), strict=True)) if wanted else {}
-    for i, c in places:
-        question, text = state.questions[i], state.answers[i][c].text
-        outcome = outcomes.get((i, c))
-        if outcome is not None:
-            state.values[i][c] = outcome.value if outcome.status == "ok" else outcome.message
-            if question.gold:
-                state.verdicts[i][c] = score_program(text, question.gold, outcome)
-            else:
-                reason = "ran" if outcome.status == "ok" else outcome.status
-                state.verdicts[i][c] = Verdict(reason, None, outcome.value)
-        elif question.program and question.gold:
-            state.verdicts[i][c] = Verdict("no code", 0.0, "")
-        elif question.gold:
-            try:
-                verdict = score_final_number(text, question.gold)
-            except LabError:  # gold in words: the text must hold it
-                right = question.gold.strip().lower() in text.lower()
-                verdict = Verdict("right" if right else "wrong", float(right), "")
-            state.verdicts[i][c] = verdict
-            state.values[i][c] = verdict.extracted
 
 
 # How it is shown

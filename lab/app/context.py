@@ -1,14 +1,11 @@
-"""What all visitors share: the engine, the jobs, the votes, and where things lie. And how errors reach the page."""
+"""What all visitors share: the engine, the jobs, the votes, and where things lie. And what people read of an error."""
 
-import functools
 import gc
-import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import gradio as gr
+from typing import TYPE_CHECKING
 
 from lab.app.engine import Engine, out_of_memory
 from lab.app.jobs import Jobs
@@ -20,10 +17,9 @@ from lab.errors import LabError
 from lab.experiments.presets import Preset
 from lab.lora.adapter import LoraAdapter
 
-MODEL = "model"  # concurrency_id of all events that use the model
-AT_ONCE = 8  # of these events; inside, the engine's turns keep them fair
-# Events that change the alphas: one after the other, or one change overwrites another and an older view comes last.
-IN_LINE = {"concurrency_id": "alphas", "concurrency_limit": 1}
+if TYPE_CHECKING:
+    import gradio as gr
+
 CLOSED = 20  # closed pages of which Gradio's own state is kept, for those that come back
 
 
@@ -43,7 +39,7 @@ class Context:
     access: Access = Access()
     sources: Mapping[str, str] = field(default_factory=dict)
     jobs: Jobs = field(default_factory=Jobs)
-    blocks: gr.Blocks | None = None
+    blocks: "gr.Blocks | None" = None
     key: int = -1
 
     def __post_init__(self):
@@ -97,6 +93,12 @@ class Context:
             pages.pop(old, None)
         self.tidy()
 
+    def end(self) -> None:
+        """The app ends: so does what is being answered and learned."""
+        for session in self.sessions():
+            session.stop.set()
+        self.jobs.end()
+
     def check(self, session: Session | None) -> Session:
         """The session, ready for use. Raises LabError when the page is not loaded, or the base was exchanged."""
         if session is None:
@@ -116,34 +118,3 @@ def told(error: BaseException) -> str:
         return "There is not enough memory for that; choose fewer columns, a shorter text or a smaller base."
     logging.getLogger(__name__).error("unexpected error", exc_info=error)
     return f"Something went wrong ({type(error).__name__}); the terminal says more."
-
-
-def guarded(function: Callable) -> Callable:
-    """A handler whose errors become one sentence in the page, while everything else goes on."""
-    if inspect.isgeneratorfunction(function):
-
-        @functools.wraps(function)
-        def stream(*args, **kwargs):
-            try:
-                yield from function(*args, **kwargs)
-            except Exception as error:
-                raise _shown(error) from error
-
-        return stream
-
-    @functools.wraps(function)
-    def call(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            raise _shown(error) from error
-
-    return call
-
-
-def _shown(error: Exception) -> gr.Error:
-    return (
-        error
-        if isinstance(error, gr.Error)
-        else gr.Error(told(error), duration=12, print_exception=False, title="That did not work")
-    )

@@ -50,7 +50,9 @@ class Jobs:
         self._mutex = threading.Condition()
         self._line: deque[tuple[Job, Callable[[Job], object]]] = deque()
         self._all: OrderedDict[str, Job] = OrderedDict()
-        threading.Thread(target=self._work, name="jobs", daemon=True).start()
+        self._ending = False
+        self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+        self._thread.start()
 
     def submit(self, kind: str, work: Callable[[Job], object]) -> Job:
         """Queue `work(job)`; it looks at job.wanted_stop, and what it returns becomes job.result."""
@@ -93,10 +95,21 @@ class Jobs:
             if job.state == "waiting":
                 job.state, job.message = "stopped", "It had not begun."
 
+    def end(self, patience: float = 20) -> None:
+        """Stop all, and wait until the running one has ended its step: torch aborts when the program ends under it."""
+        for job in list(self._all.values()):
+            self.stop(job)
+        with self._mutex:
+            self._ending = True
+            self._mutex.notify()
+        self._thread.join(patience)
+
     def _work(self) -> None:
         while True:
             with self._mutex:
                 while not self._line:
+                    if self._ending:
+                        return
                     self._mutex.wait()
                 job, work = self._line.popleft()
                 job.state, job.started = "running", time.monotonic()

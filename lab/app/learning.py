@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lab.app.alphas import Grid, settle
 from lab.app.engine import Engine, shared_copy
 from lab.app.jobs import Job
-from lab.app.session import Routing, Session, inputs_of
+from lab.app.session import Routing, Session
 from lab.errors import LabError
 from lab.experiments.presets import Preset
 from lab.experiments.sections import MATH_CODE
 from lab.lora.adapter import LoraAdapter, load, save
 from lab.lora.stacked import StackedLinear
 from lab.merging import METHODS, Method, learn
+from lab.merging.alphas import Grid, settle
+from lab.merging.recipe import inputs_of
 from lab.merging.registry import complete_parameters
 from lab.tasks import Example, Task
 from lab.training.loop import Encoded
@@ -58,10 +59,7 @@ def skills_material(engine: Engine, preset: Preset, names: Sequence[str], count:
 def own_material(engine: Engine, preset: Preset, pairs: Mapping[str, Sequence[tuple[str, str]]], seed: int) -> Material:
     """One's own (prompt, completion) rows by label."""
     examples = {
-        label: [
-            Example(f"{label}-{i}", p, c, "")
-            for i, (p, c) in enumerate(random.Random(seed).sample(list(rows), len(rows)))
-        ]
+        label: [Example(f"{label}-{i}", *pair) for i, pair in enumerate(random.Random(seed).sample(list(rows), len(rows)))]
         for label, rows in pairs.items()
     }
     return _material(engine, preset, examples, " ".join(f"{label}.jsonl" for label in pairs))
@@ -71,7 +69,7 @@ def target_material(engine: Engine, preset: Preset, count: int) -> Material:
     """The first `count` worked examples of the target. Raises LabError where none are known."""
     target = MATH_CODE.target
     shown = target.demonstrations(preset.source(target.folder), count)
-    examples = [Example(f"{i}", target.template.format(text=text), done, "") for i, (text, done) in enumerate(shown)]
+    examples = [Example(f"{i}", target.template.format(text=text), done) for i, (text, done) in enumerate(shown)]
     rows = encode_examples(engine.tokenizer, examples, preset.max_tokens)
     return Material(rows, {}, f"{target.name}.jsonl")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from lab.app.alphas import LIMIT, short_kind
 from lab.app.session import Session
 from lab.errors import LabError
+from lab.merging.alphas import LIMIT, short_kind
 
 _SCRIPT = Path(__file__).with_name("mixer.js")
 _turns = itertools.count()  # makes every value a new one: the component is drawn anew also when an edit was refused

@@ -1,68 +1,15 @@
-"""The page: the mixer at the side, the tabs beside it, and what all of them share."""
-
-from dataclasses import dataclass
+"""The page: the mixer at the side, the tabs beside it."""
 
 import gradio as gr
 
-from lab.app import mixer as mixing
-from lab.app.context import IN_LINE, Context, guarded
-from lab.app.session import Session
+from lab.app import actions, endpoints, mixer, tab_compare, tab_home, tab_learn, tab_load, tab_plots, tab_results, tab_set
+from lab.app.context import Context
+from lab.app.frame import IN_LINE, PRIVATE, Page, guarded, usual_columns
 from lab.errors import LabError
-
-
-@dataclass
-class Page:
-    """Components that several tabs read or refresh. `shared` are outputs of everything that changes the session."""
-
-    context: Context
-    session: gr.State
-    mixer: gr.HTML
-    note: gr.HTML
-    text: gr.Textbox
-    columns: gr.CheckboxGroup
-    against: gr.Dropdown
-    take: gr.Dropdown
-    skill: gr.Dropdown
-    job: gr.BrowserState  # the id of the visitor's learning job; not in a tab, which is made only when it is opened
-
-    @property
-    def shared(self) -> list:
-        return [self.mixer, self.note, self.text, self.columns, self.against, self.take, self.skill]
-
-    def views(self, session: Session, chosen: list[str] | None = None) -> list:
-        """Values for `shared`. chosen: columns to tick, else they stay as they are."""
-        if session.grid is None:
-            empty = gr.update(choices=[], value=None)
-            return [{}, note(session), "", gr.update(choices=[], value=[]), empty, empty, empty]
-        columns = session.columns
-        ticked = {} if chosen is None else {"value": chosen}
-        fresh = chosen is not None
-        return [
-            mixing.shown(session),
-            note(session),
-            session.text,
-            gr.update(choices=columns, **ticked),
-            gr.update(choices=[("no marks", ""), *columns], **({"value": ""} if fresh else {})),
-            gr.update(choices=columns[1:], **({"value": "merge"} if fresh else {})),
-            gr.update(choices=["every skill", *session.grid.skills], **({"value": "every skill"} if fresh else {})),
-        ]
-
-
-def usual_columns(session: Session) -> list[str]:
-    """base, up to three skills, merge."""
-    return ["base", *[a.name for a in session.adapters][:3], "merge"] if session.grid is not None else []
-
-
-def note(session: Session) -> str:
-    slots = " · kept: " + ", ".join(sorted(session.slots)) if session.slots else ""
-    steps = f"{len(session.past)} to undo" if session.past else "nothing to undo"
-    return f'<span class="dim">{steps}{slots}</span>' if session.grid is not None else ""
 
 
 def build_page(context: Context) -> gr.Blocks:
     """The whole app on this context."""
-    from lab.app import endpoints, tab_compare, tab_home, tab_learn, tab_load, tab_plots, tab_results, tab_set
-
     # delete_cache: what was uploaded or exported goes after a day
     with gr.Blocks(title="Soup Lab", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
         session = gr.State(None)
@@ -74,19 +21,18 @@ def build_page(context: Context) -> gr.Blocks:
         )
         with gr.Row(elem_id="frame", equal_height=False):
             with gr.Column(scale=3, min_width=340, elem_id="side"):
-                mix = mixing.mixer()
+                mix = mixer.mixer()
                 with gr.Row(elem_id="settings"):
-                    undo = gr.Button("Undo", size="sm", min_width=10, elem_id="undo")
-                    keep_a = gr.Button("Keep A", size="sm", min_width=10, elem_id="keep-a")
-                    use_a = gr.Button("Use A", size="sm", min_width=10, elem_id="use-a")
-                    keep_b = gr.Button("Keep B", size="sm", min_width=10, elem_id="keep-b")
-                    use_b = gr.Button("Use B", size="sm", min_width=10, elem_id="use-b")
-                told = gr.HTML("", apply_default_css=False)
+                    buttons = {
+                        label: gr.Button(label, size="sm", min_width=10, elem_id=label.lower().replace(" ", "-"))
+                        for label in ("Undo", "Keep A", "Use A", "Keep B", "Use B")
+                    }
+                note = gr.HTML("", apply_default_css=False)
             page = Page(
                 context,
                 session,
                 mix,
-                told,
+                note,
                 text=gr.Textbox(
                     label="Alphas as text",
                     lines=9,
@@ -122,24 +68,17 @@ def build_page(context: Context) -> gr.Blocks:
         @guarded
         def edited(session, event: gr.EventData):
             for change in event._data["changes"]:
-                mixing.edit(context.check(session), change)
+                mixer.edit(context.check(session), change)
             return page.views(session)
 
-        @guarded
-        def undone(session):
-            context.check(session).undo()
-            return page.views(session)
-
-        private = {"api_visibility": "private", "show_progress": "hidden"}
-        change = {**private, **IN_LINE}
         # An edit that was refused must not stay on the screen: the component is drawn anew from what holds.
-        mix.edit(edited, session, page.shared, trigger_mode="multiple", **change).failure(
-            lambda s: page.views(s) if s else [gr.skip()] * len(page.shared), session, page.shared, **change
+        mix.edit(edited, session, page.shared, trigger_mode="multiple", **PRIVATE, **IN_LINE).failure(
+            lambda s: page.views(s) if s else [gr.skip()] * len(page.shared), session, page.shared, **PRIVATE, **IN_LINE
         )
-        undo.click(undone, session, page.shared, trigger_mode="multiple", **change)
-        for slot, keep, use in (("A", keep_a, use_a), ("B", keep_b, use_b)):
-            keep.click(guarded(_keeper(page, slot)), session, page.shared, **change)
-            use.click(guarded(_user(page, slot)), session, page.shared, **change)
+        page.change(buttons["Undo"].click, actions.undo, trigger_mode="multiple")
+        for slot in "AB":
+            page.change(buttons[f"Keep {slot}"].click, lambda _, session, slot=slot: session.store(slot))
+            page.change(buttons[f"Use {slot}"].click, lambda _, session, slot=slot: session.recall(slot))
 
         @guarded
         def opened(request: gr.Request):
@@ -156,24 +95,8 @@ def build_page(context: Context) -> gr.Blocks:
         def closed(request: gr.Request):
             context.close(request.session_hash)
 
-        blocks.load(opened, None, [session, *page.shared], **private)
+        blocks.load(opened, None, [session, *page.shared], **PRIVATE)
         blocks.unload(closed)
         endpoints.build(page)
     context.blocks, context.key = blocks, session._id
     return blocks
-
-
-def _keeper(page: Page, slot: str):
-    def keep(session):
-        page.context.check(session).store(slot)
-        return page.views(session)
-
-    return keep
-
-
-def _user(page: Page, slot: str):
-    def use(session):
-        page.context.check(session).recall(slot)
-        return page.views(session)
-
-    return use

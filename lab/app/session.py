@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.app.alphas import Grid, format_alphas, parse_alphas, settle
 from lab.errors import LabError
 from lab.files import content_hash
 from lab.lora.adapter import LoraAdapter, check_compatible, module_names
 from lab.lora.stacked import Stack
-from lab.merging import build, concatenate, get_method, merge
+from lab.merging import build, get_method, merge
+from lab.merging.alphas import Grid, format_alphas, parse_alphas, settle
+from lab.merging.merge import ALPHAS
+from lab.merging.recipe import inputs_of
 from lab.merging.registry import complete_parameters
 from lab.merging.routing import Router
 
@@ -214,27 +216,4 @@ class Session:
         if column != "merge" and column not in self.slots:
             raise LabError(f"There is no column {column!r}; choose from {', '.join(self.columns[1:])}.")
         values = self.alphas if column == "merge" else self.slots[column]
-        return concatenate(
-            self.adapters,
-            torch.tensor(values, dtype=torch.float32),
-            name=f"merge({', '.join(self.grid.skills)})",
-            recipe=recipe_of(self, values),
-        )
-
-
-def recipe_of(session: Session, values: np.ndarray) -> dict:
-    """A merge by alphas as JSON: text, numbers, and the inputs by their hashes."""
-    return {
-        "method": "concatenation with set alphas",
-        "base": session.base,
-        "alphas": format_alphas(values, session.grid),
-        "skills": list(session.grid.skills),
-        "modules": list(session.grid.modules),
-        "coefficients": values.tolist(),
-        "inputs": inputs_of(session.adapters),
-    }
-
-
-def inputs_of(adapters: Sequence[LoraAdapter]) -> list[dict]:
-    """What a recipe says of the adapters that went in."""
-    return [{"name": a.name, "base": a.base, "rank": a.rank, "digest": a.digest()} for a in adapters]
+        return merge(ALPHAS, self.adapters, alphas=format_alphas(values, self.grid))

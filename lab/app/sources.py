@@ -59,10 +59,9 @@ def clean_name(name: str, taken: Sequence[str] = ()) -> str:
 def shipped_folders() -> dict[str, Path]:
     """Where the skills of the base that the app starts with lie, by name, maths first."""
     found = {
-        json.loads((f / "key.json").read_text())["skill"]: f
+        f.name.removeprefix("skill-").rpartition("-")[0]: f
         for f in SHIPPED.glob("skill-*")
-        if (f / "key.json").is_file()
-        and json.loads((f / "adapter_config.json").read_text())["base_model_name_or_path"] == "embedded"
+        if json.loads((f / CONFIG).read_text())["base_model_name_or_path"] == "embedded"
     }
     return dict(sorted(found.items(), reverse=True))
 
@@ -72,9 +71,7 @@ def shipped_skills() -> list[LoraAdapter]:
     return [adapters_of.load(folder, name=name, base="embedded") for name, folder in shipped_folders().items()]
 
 
-def open_adapter(
-    source: str, access: Access = Access(), *, taken: Sequence[str] = (), base: str | None = None
-) -> LoraAdapter:
+def open_adapter(source: str, access: Access = Access(), *, taken: Sequence[str] = ()) -> LoraAdapter:
     """An adapter from a folder or Hub id as typed by somebody, NAME=FOLDER to call it otherwise. Raises LabError."""
     source = source.strip()
     if not source:
@@ -84,12 +81,10 @@ def open_adapter(
     named = re.fullmatch(r"([\w.-]+)=(.+)", source)
     name, source = (named[1], named[2]) if named and not Path(source).exists() else ("", source)
     access.check(source)
-    return adapters_of.load(source, name=clean_name(name or Path(source).expanduser().resolve().name, taken), base=base)
+    return adapters_of.load(source, name=clean_name(name or Path(source).expanduser().resolve().name, taken))
 
 
-def open_uploads(
-    files: Sequence[str | Path], *, taken: Sequence[str] = (), base: str | None = None
-) -> list[LoraAdapter]:
+def open_uploads(files: Sequence[str | Path], *, taken: Sequence[str] = ()) -> list[LoraAdapter]:
     """Adapters from uploaded files: each zip is one, the loose files together are one. Raises LabError."""
     found: list[LoraAdapter] = []
     loose = [Path(f) for f in files if not str(f).lower().endswith(".zip")]
@@ -110,7 +105,7 @@ def open_uploads(
                 _collect(parcel, inside)
             name = clean_name(label, [*taken, *(a.name for a in found)])
             try:
-                found.append(adapters_of.load(inside, name=name, base=base))
+                found.append(adapters_of.load(inside, name=name))
             except LabError as error:
                 raise LabError(str(error).replace(str(inside), f"The upload {label}")) from error
     return found

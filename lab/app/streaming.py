@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from lab.app.engine import Engine, Lane
 from lab.errors import LabError
-from lab.evaluation.generate import cut
+from lab.evaluation.generate import before_end, cut, end_tokens
 
 TOKENS_A_TURN = 6
 LONGEST_PROMPT = 200_000  # characters; tokenising more would keep the others waiting
@@ -85,8 +85,7 @@ def stream(
     ids, mask = ids.to(device), mask.to(device)
     takes = inspect.signature(model.forward).parameters
     fixed = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
+    ends = end_tokens(model, tokenizer)
     draws = [torch.Generator().manual_seed(decoding.seed * 100_003 + row) for row in range(len(encoded))]
     cache = DynamicCache(config=model.config)
     answers = [Answer() for _ in encoded]
@@ -123,12 +122,11 @@ def stream(
         yield [replace(answer, done=True) for answer in answers]
 
 
-def _read(tokenizer, row: _Row, ends: set[int], decoding: Decoding, seconds: float) -> tuple[Answer, bool]:
-    end = next((i for i, token in enumerate(row.ids) if token in ends), None)
-    ids = row.ids[: decoding.max_new_tokens] if end is None else row.ids[:end]
+def _read(tokenizer, row: _Row, ends: list[int], decoding: Decoding, seconds: float) -> tuple[Answer, bool]:
+    ids = before_end(row.ids[: decoding.max_new_tokens], ends)
     whole = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     text = cut(whole, decoding.stop)
-    done = end is not None or text != whole or len(row.ids) >= decoding.max_new_tokens
+    done = len(ids) < len(row.ids) or text != whole or len(row.ids) >= decoding.max_new_tokens
     if not done:
         text = text.rstrip("�")  # half of a character of several tokens
     return Answer(text, len(ids), seconds, done), done

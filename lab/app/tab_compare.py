@@ -1,17 +1,13 @@
 """Compare: a prompt or a set of them, answered side by side."""
 
-import random
-
 import gradio as gr
 
-from lab.app import charts, html
-from lab.app.compare import CHAT, LETTERS, TEMPLATES, Question, compare, show, task_questions, wrap
-from lab.app.context import AT_ONCE, MODEL, guarded
+from lab.app import actions, charts, html
+from lab.app.compare import CHAT, LETTERS, TEMPLATES, show, task_questions
+from lab.app.frame import MODEL, PRIVATE, Page, guarded
 from lab.app.learning import TASKS
-from lab.app.page import Page
 from lab.app.sources import read_prompts
-from lab.app.streaming import Decoding
-from lab.app.votes import Vote, elo
+from lab.app.votes import elo
 from lab.errors import LabError
 
 KINDS = ("One prompt", "Problems of a task", "A file")
@@ -19,20 +15,10 @@ KINDS = ("One prompt", "Problems of a task", "A file")
 
 def build(page: Page) -> None:
     context = page.context
-    embedded = context.engine.source == "embedded"
     templates = [*TEMPLATES, *([CHAT] if context.engine.tokenizer.chat_template else [])]
-
-    def example(task: str, number: int | None = None) -> tuple[str, str, str]:
-        """(text, template, gold) of a test problem."""
-        number = random.randrange(200) if number is None else number
-        question = task_questions(task, context.preset, 1, number)[0]
-        head, _, tail = TASKS[task].template.partition("{text}")
-        label = next(label for label, text in TEMPLATES.items() if text == TASKS[task].template)
-        return question.prompt.removeprefix(head).removesuffix(tail), label, question.gold
-
-    text, template, gold = (
-        example("hard_math_code", 1) if embedded else ("Write a function that adds two numbers.", "as typed", "")
-    )
+    text, template, gold = "Write a function that adds two numbers.", "as typed", ""
+    if context.engine.source == "embedded":
+        text, template, gold = actions.example(context, "hard_math_code", 1)
     with gr.Tab("Compare", id="compare"):
         kind = gr.Radio(KINDS, value=KINDS[0], show_label=False, container=False, elem_id="kind")
         with gr.Group() as one:
@@ -77,127 +63,64 @@ def build(page: Page) -> None:
         with gr.Accordion("Ratings from blind votes", open=False) as ratings_box:
             ratings = gr.HTML("", apply_default_css=False, elem_id="ratings")
 
-    private = {"api_visibility": "private"}
-    kind.change(
-        lambda k: [gr.update(visible=k == name) for name in (*KINDS, KINDS[0])],
-        kind,
-        [one, many, filed, example_row],
-        show_progress="hidden",
-        **private,
-    )
-    another.click(guarded(lambda t: example(t)), task_one, [prompt, shape, known], show_progress="hidden", **private)
+    places = [one, many, filed, example_row]
+    kind.change(lambda k: [gr.update(visible=k == name) for name in (*KINDS, KINDS[0])], kind, places, **PRIVATE)
+    page.on(another.click, lambda _, task: actions.example(context, task), [task_one], [prompt, shape, known])
 
-    @guarded
-    def asked(
-        session,
-        kind,
-        prompt,
-        shape,
-        gold,
-        task,
-        count,
-        first,
-        file,
-        shape_file,
-        columns,
-        tokens,
-        temperature,
-        top_p,
-        seed,
-        run,
-        against,
-        blind,
-    ):
-        session = context.check(session)
+    def questions(kind, prompt, shape, gold, task, count, first, file, shape_file) -> list:
         if kind == KINDS[0]:
-            questions = [
-                Question(
-                    wrap(prompt, shape, context.engine.tokenizer),
-                    gold.strip(),
-                    TEMPLATES.get(shape) == TASKS["code"].template,
-                )
-            ]
-        elif kind == KINDS[1]:
-            questions = task_questions(task, context.preset, int(count or 0), int(first or 0))
-        else:
-            if not file:
-                raise LabError("Choose a file of prompts first.")
-            questions = [
-                Question(wrap(text, shape_file, context.engine.tokenizer), gold) for text, gold in read_prompts(file)
-            ]
-        if blind and len(columns) < 2:
-            raise LabError("A blind comparison needs at least two columns.")
-        decoding = Decoding(int(tokens or 0), float(temperature), float(top_p), int(seed or 0))
+            return [actions.question(context, prompt, shape, gold)]
+        if kind == KINDS[1]:
+            return task_questions(task, context.preset, int(count or 0), int(first or 0))
+        if not file:
+            raise LabError("Choose a file of prompts first.")
+        return [actions.question(context, text, shape_file, gold) for text, gold in read_prompts(file)]
+
+    what = [kind, prompt, shape, known, task, count, first, file, shape_file]
+
+    def asked(session, columns, tokens, temperature, top_p, seed, run, against, blind, *what):
+        found = questions(*what)
+        growing = actions.answers(
+            context, session, found, columns, tokens, temperature, top_p, seed, run=run, blind=blind
+        )
         yield html.dim("waiting for a turn…"), gr.update(visible=False), gr.skip()
         state = None
-        for state in compare(context.engine, session, questions, columns, decoding, run=run, blind=blind):
+        for state in growing:
             yield show(state, against), gr.skip(), gr.skip()
         letters = [f"Answer {LETTERS[i]}" for i in range(len(state.columns))]
-        booth_now = blind and len(questions) == 1 and state.done and not state.note
-        yield (
-            show(state, against),
-            gr.update(visible=booth_now),
-            gr.update(choices=[*letters, "none is better"], value=None),
-        )
+        booth_now = blind and len(found) == 1 and state.done and not state.note
+        choices = gr.update(choices=[*letters, "none is better"], value=None)
+        yield show(state, against), gr.update(visible=booth_now), choices
 
-    inputs = [
-        page.session,
-        kind,
-        prompt,
-        shape,
-        known,
-        task,
-        count,
-        first,
-        file,
-        shape_file,
-        page.columns,
-        tokens,
-        temperature,
-        top_p,
-        seed,
-        run,
-        page.against,
-        blind,
-    ]
-    options = {"concurrency_id": MODEL, "concurrency_limit": AT_ONCE, "show_progress": "hidden", **private}
-    gr.on([ask.click, prompt.submit], asked, inputs, [answers, booth, choice], trigger_mode="once", **options)
+    settings = [page.columns, tokens, temperature, top_p, seed, run, page.against, blind]
+    page.on(
+        [ask.click, prompt.submit], asked, [*settings, *what], [answers, booth, choice], trigger_mode="once", **MODEL
+    )
 
     def stopped(session):
         if session is not None:
             session.stop.set()
 
-    stop.click(stopped, page.session, None, queue=False, **private)
+    stop.click(stopped, page.session, None, queue=False, api_visibility="private")
 
-    @guarded
     def marked(session, against):
-        return show(session.run, against) if session is not None and session.run is not None else gr.skip()
+        return show(session.run, against) if session.run is not None else gr.skip()
 
-    page.against.input(marked, [page.session, page.against], answers, show_progress="hidden", **private)
-
-    @guarded
-    def voted(session, choice):
-        state = context.check(session).run
-        if state is None or not state.blind or not state.done:
-            raise LabError("There is nothing to vote on; ask a blind question first.")
-        if state.voted is not None:
-            raise LabError("You have voted on these answers already; ask again.")
-        if not choice:
-            raise LabError("Choose an answer first.")
-        letters = [f"Answer {LETTERS[i]}" for i in range(len(state.order))]
-        winner = state.players[state.order[letters.index(choice)]] if choice in letters else ""
-        context.ballot.cast(Vote(state.questions[0].prompt, state.players, winner))
-        state.voted = winner or "none"
-        return show(state), gr.update(visible=False), rated()
+    page.on(page.against.input, marked, [page.against], answers)
 
     def rated() -> str:
-        table = elo(context.ballot.votes())
+        votes, damaged = context.ballot.votes()
+        lost = html.items([("bad", f"{context.ballot.file.name}, line {n}: damaged, not counted.") for n in damaged])
+        table = elo(votes)
         if table.empty:
-            return html.dim("No votes yet. Tick “Blind, with a vote”, ask, and vote.")
-        return charts.figure(charts.elo_chart(table)) + _ratings(table)
+            return html.dim("No votes yet. Tick “Blind, with a vote”, ask, and vote.") + lost
+        return charts.figure(charts.elo_chart(table)) + _ratings(table) + lost
 
-    vote.click(voted, [page.session, choice], [answers, booth, ratings], show_progress="hidden", **private)
-    ratings_box.expand(rated, None, ratings, show_progress="hidden", **private)
+    def voted(session, choice):
+        return show(actions.vote(context, session, choice)), gr.update(visible=False), rated()
+
+    page.on(vote.click, voted, [choice], [answers, booth, ratings])
+    ratings_box.expand(guarded(rated), None, ratings, **PRIVATE)
 
 
 def _ratings(table) -> str:

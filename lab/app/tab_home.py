@@ -4,9 +4,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from lab.app import takehome
-from lab.app.context import AT_ONCE, IN_LINE, MODEL, guarded
-from lab.app.page import Page
+from lab.app import actions, takehome
+from lab.app.frame import IN_LINE, MODEL, Page
 from lab.app.scratch import fresh_folder
 from lab.app.sources import check_size, clean_name
 from lab.errors import LabError
@@ -15,7 +14,6 @@ from lab.lora.adapter import DTYPES
 
 def build(page: Page) -> None:
     context = page.context
-    private = {"api_visibility": "private"}
     with gr.Tab("Take home", id="home") as tab:
         with gr.Row():
             page.take.render()
@@ -32,78 +30,34 @@ def build(page: Page) -> None:
             save = gr.Button("Save the recipe", elem_id="save-recipe", min_width=110)
         file = gr.File(label="Ready", visible=False, elem_id="exported")
         gr.Markdown("### The same again, without this page")
-        lines = gr.Code(
-            "", language="shell", label="Command", interactive=False, elem_id="commands", lines=1, wrap_lines=True
-        )
-        notebook = gr.Code(
-            "",
-            language="shell",
-            label="Notebook of the section, with every control",
-            interactive=False,
-            lines=1,
-            wrap_lines=True,
-        )
-        python = gr.Code(
-            "",
-            language="python",
-            label="Load the export (an adapter with PEFT)",
-            interactive=False,
-            lines=1,
-            wrap_lines=True,
-        )
+        lines = _code("Command", "shell", elem_id="commands")
+        notebook = _code("Notebook of the section, with every control", "shell")
+        python = _code("Load the export (an adapter with PEFT)", "python")
         gr.Markdown("### A recipe that was saved")
         recipe = gr.File(label="recipe.json", file_types=[".json"], height=110, elem_id="recipe-in")
 
-    @guarded
     def previewed(session, column):
-        session = context.check(session)
         if session.grid is None or not column:
             return "", "", ""
-        return (
-            takehome.commands(session, column, context.base_name),
-            takehome.papermill_command(session, column, context.base_name),
-            takehome.snippet(session, column, context.base_name),
-        )
+        made = (takehome.commands, takehome.papermill_command, takehome.snippet)
+        return tuple(make(session, column, context.base_name) for make in made)
 
-    previews = [lines, notebook, python]
-    gr.on(
-        [tab.select, page.take.change],
-        previewed,
-        [page.session, page.take],
-        previews,
-        show_progress="hidden",
-        **private,
-    )
+    page.on([tab.select, page.take.change], previewed, [page.take], [lines, notebook, python])
 
-    @guarded
     def exported(session, column, dtype, form, pad):
-        session = context.check(session)
-        path = takehome.as_zip(
-            context.engine, session, column or "merge", dtype=dtype, pad=pad, folded=form.startswith("whole")
-        )
+        path = actions.export(context, session, column or "merge", dtype, form.startswith("whole"), pad=pad)
         return gr.update(value=str(path), visible=True)
 
-    export.click(
-        exported,
-        [page.session, page.take, dtype, form, pad],
-        file,
-        concurrency_id=MODEL,
-        concurrency_limit=AT_ONCE,
-        **private,
-    )
+    page.on(export.click, exported, [page.take, dtype, form, pad], file, **MODEL, show_progress="full")
 
-    @guarded
     def saved(session, column):
-        session = context.check(session)
         path = fresh_folder() / f"{clean_name(column or 'merge')}-recipe.json"
         path.write_text(takehome.recipe_text(session, column or "merge"), encoding="utf-8")
         return gr.update(value=str(path), visible=True)
 
-    save.click(saved, [page.session, page.take], file, **private)
+    page.on(save.click, saved, [page.take], file, show_progress="full")
 
-    @guarded
     def brought(session, file):
-        session = context.check(session)
         try:
             check_size(Path(file))
             text = Path(file).read_text(encoding="utf-8")
@@ -113,4 +67,8 @@ def build(page: Page) -> None:
             gr.Warning(told, duration=12)
         return [*page.views(session), None]
 
-    recipe.upload(brought, [page.session, recipe], [*page.shared, recipe], **IN_LINE, **private)
+    page.on(recipe.upload, brought, [recipe], [*page.shared, recipe], **IN_LINE, show_progress="full")
+
+
+def _code(label: str, language: str, **options) -> gr.Code:
+    return gr.Code("", label=label, language=language, interactive=False, lines=1, wrap_lines=True, **options)

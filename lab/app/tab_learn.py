@@ -4,34 +4,19 @@ from html import escape
 
 import gradio as gr
 
-from lab.app import charts, html
-from lab.app.context import AT_ONCE, IN_LINE, MODEL, guarded
+from lab.app import actions, charts, html
+from lab.app.actions import FIRST
 from lab.app.controls import control, values_of
+from lab.app.frame import IN_LINE, MODEL, PRIVATE, Page, guarded
 from lab.app.jobs import Job
-from lab.app.learning import (
-    Material,
-    layers_job,
-    learn_job,
-    learnable,
-    own_material,
-    skills_material,
-    target_material,
-    weigh,
-)
-from lab.app.page import Page
-from lab.app.session import Session
-from lab.app.sources import read_pairs
+from lab.app.learning import learnable
 from lab.errors import LabError
 from lab.merging import METHODS, schema
 
 DATA = ("the skills' own calibration data", "my rows (JSONL)")
-# Alphas that need not add up to 1 solve far more in the embedded world than the paper's softmax.
-FIRST = {"method": "cat", "parametrisation": "free"}
-
 
 def build(page: Page, blocks: gr.Blocks) -> None:
     context = page.context
-    private = {"api_visibility": "private", "show_progress": "hidden"}
     names = [m.name for m in learnable()]
     with gr.Tab("Learn", id="learn"):
         with gr.Row():
@@ -61,42 +46,21 @@ def build(page: Page, blocks: gr.Blocks) -> None:
             gr.Markdown(f"{METHODS[name].summary} `{METHODS[name].formula}` ([source]({METHODS[name].paper}))")
             gr.Markdown(_note(METHODS[name]))
             with gr.Row():
-                made = [control(p, **(FIRST if name == FIRST["method"] else {})) for p in chosen]
+                made = [control(p, **(FIRST["parameters"] if name == FIRST["method"] else {})) for p in chosen]
             start = gr.Button("Learn", variant="primary", elem_id="start-learning")
 
-            @guarded
             def started(session, old, data, rows, files, steps, rate, batch, seed, *values):
-                session = context.check(session)
-                if old and _job(old) is not None and not _job(old).over:
+                if actions.going_on(context, old):
                     raise LabError("A run of yours is going on; stop it first.")
-                if METHODS[name].recipe.data == "target" and data == DATA[0]:
-                    material = target_material(context.engine, context.preset, METHODS[name].recipe.rows)
-                else:
-                    material = _material(session, data, rows, files, seed)
                 given = values_of(chosen, values)
                 if "seed" in {p.name for p in schema(name)}:
                     given["seed"] = int(seed or 0)
-                work = learn_job(
-                    context.engine,
-                    session.adapters,
-                    material,
-                    method=name,
-                    parameters=given,
-                    steps=int(steps or 0),
-                    learning_rate=float(rate or 0),
-                    batch_size=int(batch or 0),
-                    seed=int(seed or 0),
-                )
-                job = context.jobs.submit("learn", work)
-                session.job = job.id
-                return job.id, gr.Timer(active=True), _status(context, job)
+                own = _own(data, files)
+                id = actions.learn(context, session, name, given, rows, steps, rate, batch, seed, files=own)
+                return id, gr.Timer(active=True), _status(context, context.jobs.find(id))
 
-            start.click(
-                started,
-                [page.session, job_id, data, rows, files, steps, rate, batch, seed, *made],
-                [job_id, timer, status],
-                **private,
-            )
+            inputs = [job_id, data, rows, files, steps, rate, batch, seed, *made]
+            page.on(start.click, started, inputs, [job_id, timer, status])
 
         with gr.Row():
             stop = gr.Button("Stop and keep what there is", elem_id="stop-learning", min_width=150)
@@ -120,138 +84,69 @@ def build(page: Page, blocks: gr.Blocks) -> None:
         layers = gr.HTML("", elem_id="layers", apply_default_css=False)
         layers_timer = gr.Timer(1.0, active=False)
 
-    def _job(id: str) -> Job | None:
-        try:
-            return context.jobs.find(id)
-        except LabError:
-            return None
-
-    def _material(session: Session, data: str, rows, files, seed) -> Material:
-        if data == DATA[0]:
-            return skills_material(
-                context.engine, context.preset, session.need().skills, int(rows or 0), int(seed or 0)
-            )
-        if not files:
-            raise LabError("Choose your JSONL files first, one per skill.")
-        pairs: dict[str, list] = {}
-        for file in files:
-            label = file.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
-            pairs[label] = read_pairs(file)[:20_000]
-        return own_material(context.engine, context.preset, pairs, int(seed or 0))
-
     data.change(
-        lambda d: [gr.update(visible=d == DATA[1]), gr.update(visible=d == DATA[0])], data, [files, rows], **private
+        lambda d: [gr.update(visible=d == DATA[1]), gr.update(visible=d == DATA[0])], data, [files, rows], **PRIVATE
     )
 
-    def followed(id):
-        job = _job(id)
-        if job is None:
-            return gr.Timer(active=False), gr.skip()
-        return gr.Timer(active=not job.over), _status(context, job)
+    def follow(draw):
+        """A timer's handler: draws the job, and goes on until it is over."""
 
-    timer.tick(followed, job_id, [timer, status], **private)
+        def followed(id):
+            if id not in context.jobs:
+                return gr.Timer(active=False), gr.skip()
+            job = context.jobs.find(id)
+            return gr.Timer(active=not job.over), draw(context, job)
 
+        return followed
+
+    timer.tick(follow(_status), job_id, [timer, status], **PRIVATE)
+    layers_timer.tick(follow(_layers_status), layers_id, [layers_timer, layers], **PRIVATE)
     # A page that is opened again follows the run that it started earlier.
-    blocks.load(followed, job_id, [timer, status], **private)
+    blocks.load(follow(_status), job_id, [timer, status], **PRIVATE)
 
     @guarded
     def stopped(id):
-        job = _job(id)
-        if job is None or job.over:
+        job = actions.going_on(context, id)
+        if job is None:
             raise LabError("No run is going on.")
         context.jobs.stop(job)
-        return _status(context, job), gr.Timer(active=True)
 
-    stop.click(stopped, job_id, [status, timer], queue=False, **private)
+    stop.click(stopped, job_id, None, queue=False, **PRIVATE)
+    stop_layers.click(stopped, layers_id, None, queue=False, **PRIVATE)
 
-    def _learned(session, id):
-        session = context.check(session)
-        job = _job(id)
-        if job is None or job.result is None:
-            raise LabError("Nothing has been learned yet; start a run (or wait until it ends).")
-        session.job = id
-        return session, job.result
-
-    @guarded
     def used(session, id):
-        session, outcome = _learned(session, id)
-        if not outcome.grid.equals(session.need()):
-            raise LabError("That run was for other adapters; load those again.")
-        if outcome.alphas is None:
-            raise LabError("This method's result is no table of alphas; add it as a column instead.")
-        session.set(outcome.alphas)
+        actions.learn_use(context, session, id)
         gr.Info("The learned alphas are in the mixer; edit them by hand, or undo.")
         return page.views(session)
 
-    @guarded
     def added(session, id, columns):
-        session, outcome = _learned(session, id)
-        found = outcome.result(session.adapters)
-        label = session.add(f"learned {outcome.recipe['method']}", found)
+        label = actions.learn_column(context, session, id)
         gr.Info(f"{label} is a column of Compare now.")
         return page.views(session, [*columns, label])
 
-    use.click(used, [page.session, job_id], page.shared, **IN_LINE, **private)
-    column.click(added, [page.session, job_id, page.columns], page.shared, **private)
+    page.on(use.click, used, [job_id], page.shared, **IN_LINE)
+    page.on(column.click, added, [job_id, page.columns], page.shared)
 
-    @guarded
     def measured(session, id, data, rows, files, seed):
-        session = context.check(session)
-        held = _material(session, data, rows, files, seed).held
-        job = _job(id)
+        columns = ["base", *session.need().skills, "merge", *sorted(session.slots), *session.others]
         yield html.dim("measuring…")
-        columns = ["base", *session.grid.skills, "merge", *sorted(session.slots), *session.others]
-        found = weigh(context.engine, session, columns, held)
-        if job is not None and job.result is not None and job.result.grid.equals(session.grid):
-            aside = Session()
-            aside.take(session.adapters, context.engine.model, session.base)
-            aside.add("learned", job.result.result(session.adapters))
-            found |= weigh(context.engine, aside, ["learned"], held)
-            context.tidy()
-        yield _losses(found, list(held))
+        yield _losses(actions.delta_nll(context, session, columns, rows, seed, files=_own(data, files), job=id))
 
-    measure.click(
-        measured,
-        [page.session, job_id, data, rows, files, seed],
-        costs,
-        concurrency_id=MODEL,
-        concurrency_limit=AT_ONCE,
-        **private,
-    )
+    page.on(measure.click, measured, [job_id, data, rows, files, seed], costs, **MODEL)
 
-    @guarded
     def weighed(session, old, factor, data, rows, files, seed):
-        session = context.check(session)
-        if old and _job(old) is not None and not _job(old).over:
+        if actions.going_on(context, old):
             raise LabError("The layers are being weighed already; stop that first.")
-        held = _material(session, data, rows, files, seed).held
-        job = context.jobs.submit("layers", layers_job(context.engine, session, held, float(factor)))
-        session.layers = job.id
-        return job.id, gr.Timer(active=True), _layers_status(context, job)
+        id = actions.weigh_layers(context, session, factor, rows, seed, files=_own(data, files))
+        return id, gr.Timer(active=True), _layers_status(context, context.jobs.find(id))
 
-    weigh_layers.click(
-        weighed,
-        [page.session, layers_id, factor, data, rows, files, seed],
-        [layers_id, layers_timer, layers],
-        **private,
-    )
+    inputs = [layers_id, factor, data, rows, files, seed]
+    page.on(weigh_layers.click, weighed, inputs, [layers_id, layers_timer, layers])
 
-    def layers_followed(id):
-        job = _job(id)
-        if job is None:
-            return gr.Timer(active=False), gr.skip()
-        return gr.Timer(active=not job.over), _layers_status(context, job)
 
-    layers_timer.tick(layers_followed, layers_id, [layers_timer, layers], **private)
-
-    @guarded
-    def layers_stopped(id):
-        job = _job(id)
-        if job is None or job.over:
-            raise LabError("Nothing is being weighed.")
-        context.jobs.stop(job)
-
-    stop_layers.click(layers_stopped, layers_id, None, queue=False, **private)
+def _own(data: str, files: list[str] | None) -> list[str] | None:
+    """One's own files, where these are chosen."""
+    return (files or []) if data == DATA[1] else None
 
 
 def _note(method) -> str:
@@ -276,9 +171,9 @@ def _note(method) -> str:
     return " ".join(told)
 
 
-def _losses(found: dict, labels: list[str]) -> str:
+def _losses(found: dict) -> str:
     """Table of losses; each label's own adapter is the reference of its ΔNLL, else the base."""
-    rows = []
+    rows, labels = [], list(found["base"])
     for column, losses in found.items():
         cells: list = []
         for label in labels:

@@ -1,25 +1,20 @@
 """Load: the base and the adapters, with the report of what fits before anything runs."""
 
-from dataclasses import replace
 from html import escape
 
 import gradio as gr
 
-from lab.app import html
-from lab.app.context import AT_ONCE, MODEL, guarded
-from lab.app.page import Page, usual_columns
+from lab.app import actions, html
+from lab.app.frame import MODEL, PRIVATE, Page, usual_columns
 from lab.app.session import Session
-from lab.app.sources import open_adapter, open_uploads
 from lab.errors import LabError
-from lab.export.report import on_one_base, report
+from lab.export.report import report
 
 NEW = "add it"
 
 
 def build(page: Page) -> None:
     context = page.context
-    private = {"api_visibility": "private"}
-    model_event = {"concurrency_id": MODEL, "concurrency_limit": AT_ONCE, **private}
     with gr.Tab("Load", id="load") as tab:
         base_note = gr.HTML("", elem_id="base-note", apply_default_css=False)
         with gr.Row(visible=context.access.roots is None):
@@ -70,79 +65,34 @@ def build(page: Page) -> None:
             _report(context, session),
         ]
 
-    def stage(session: Session, adapters) -> list:
-        """Show the report; work with the set when it fits, else keep working with the old one."""
-        session.staged = tuple(adapters)
-        facts = report(session.staged, context.engine.model)
-        if facts.ok and session.staged:
-            session.take(session.staged, context.engine.model, context.engine.source)
-            gr.Info(
-                "These adapters fit and are in use."
-                if len(session.staged) > 1
-                else "One adapter is in use; load another to merge."
-            )
-        else:
+    def staged(session: Session, adapters) -> list:
+        facts = actions.stage(context, session, adapters)
+        if not facts.ok:
             gr.Warning("These adapters do not fit together; the report says why. The ones before stay in use.")
-        context.tidy()
+        else:
+            one = "One adapter is in use; load another to merge."
+            gr.Info("These adapters fit and are in use." if len(session.staged) > 1 else one)
         return views(session, facts.ok)
 
-    def put(session: Session, new: list, place: str, trusted: bool) -> list:
-        if trusted:
-            new = [replace(adapter, base=context.engine.source) for adapter in new]
-        staged = list(session.staged)
-        names = [a.name for a in staged]
-        if place in names and new:
-            at = names.index(place)
-            staged[at : at + 1] = new
-            session.sources.pop(place, None)
-        else:
-            staged += new
-        return on_one_base(staged, context.engine.source) if trusted else staged
-
-    @guarded
     def loaded(session, source, place, trusted):
-        session = context.check(session)
-        adapter = open_adapter(source, context.access, taken=[a.name for a in session.staged if a.name != place])
-        session.sources[adapter.name] = source.strip()
-        return stage(session, put(session, [adapter], place, trusted))
+        new = actions.read_source(context, session, source, place)
+        return staged(session, actions.put(context, session, new, place, trusted))
 
-    @guarded
     def uploaded(session, files, place, trusted):
-        session = context.check(session)
         try:
-            new = open_uploads(files or [], taken=[a.name for a in session.staged if a.name != place])
-            return [*stage(session, put(session, new, place, trusted)), None]
+            new = actions.read_uploads(session, files, place)
+            return [*staged(session, actions.put(context, session, new, place, trusted)), None]
         except LabError as error:  # the field is emptied all the same, for the next file
             gr.Warning(str(error), duration=12)
             return [*[gr.skip()] * len(outputs), None]
 
-    @guarded
-    def dropped(session, name):
-        session = context.check(session)
-        left = [a for a in session.staged if a.name != name]
-        if len(left) == len(session.staged):
-            raise LabError("Choose an adapter to take out.")
-        if not left:
-            raise LabError("That is the last adapter; load another first.")
-        return stage(session, left)
-
-    @guarded
     def begun(session):
-        session = context.check(session)
         if not context.adapters:
             raise LabError("The app was started without adapters; load some.")
-        return stage(session, context.adapters)
+        return staged(session, context.adapters)
 
-    @guarded
     def based(session, source):
-        if context.access.roots is not None:
-            raise LabError("This page is shared; only its owner chooses the base.")
-        source = source.strip() or "embedded"
-        if context.jobs.busy:
-            raise LabError("A run is going on in Learn; stop it, or wait until it ends, before the base is exchanged.")
-        context.engine.load(source)
-        session.__dict__.update(context.session().__dict__)
-        gr.Info(f"The base is {source} now.")
+        gr.Info(f"The base is {actions.exchange_base(context, session, source)} now.")
         return views(session, True)
 
     def looked(session):
@@ -152,12 +102,13 @@ def build(page: Page) -> None:
             else [gr.skip()] * len(outputs)
         )
 
-    tab.select(looked, page.session, outputs, show_progress="hidden", **private)
-    gr.on([add.click, source.submit], loaded, [page.session, source, place, trusted], outputs, **model_event)
-    upload.upload(uploaded, [page.session, upload, place, trusted], [*outputs, upload], **model_event)
-    drop.click(dropped, [page.session, gone], outputs, **model_event)
-    begin.click(begun, page.session, outputs, **model_event)
-    load_base.click(based, [page.session, base], outputs, **model_event)
+    tab.select(looked, page.session, outputs, **PRIVATE)
+    options = {**MODEL, "show_progress": "full"}
+    page.on([add.click, source.submit], loaded, [source, place, trusted], outputs, **options)
+    page.on(upload.upload, uploaded, [upload, place, trusted], [*outputs, upload], **options)
+    page.on(drop.click, lambda session, name: staged(session, actions.take_out(session, name)), [gone], outputs, **options)
+    page.on(begin.click, begun, [], outputs, **options)
+    page.on(load_base.click, based, [base], outputs, **options)
 
 
 def _base(context) -> str:

@@ -2,15 +2,12 @@
 
 import gradio as gr
 
-from lab.app import charts
-from lab.app.context import guarded
-from lab.app.page import Page
-from lab.errors import LabError
+from lab.app import actions, charts
+from lab.app.frame import Page
 
 
 def build(page: Page) -> None:
     context = page.context
-    private = {"api_visibility": "private"}
     with gr.Tab("Plots", id="plots") as tab:
         with gr.Row():
             refresh = gr.Button("Draw again", min_width=100, elem_id="draw")
@@ -19,38 +16,18 @@ def build(page: Page) -> None:
         saved = gr.File(label="Saved", visible=False, file_count="multiple", elem_id="saved-plots")
         pictures = gr.HTML("", elem_id="pictures", apply_default_css=False)
 
-    def made(session) -> dict:
-        session = context.check(session)
-        grid, values = session.need(), session.alphas
-        found = {
-            "heatmap": charts.heatmap(values, grid),
-            "by-layer": charts.by_layer(values, grid),
-            "by-module": charts.by_module(values, grid),
-        }
-        try:
-            view = context.jobs.find(session.job).view if session.job else {}
-        except LabError:
-            view = {}
-        if len(view.get("drift", ())) > 1:
-            found["drift"] = charts.drift(list(view["drift"]), view["grid"])
-        return found
-
-    @guarded
     def drawn(session):
-        found = made(session)
+        found = actions.pictures(context, session)
         note = "" if "drift" in found else '<p class="dim">The drift shows here after a run of Learn.</p>'
-        return f'<div class="charts">{"".join(charts.figure(chart) for chart in found.values())}</div>{note}'
+        return f'<div class="charts">{"".join(map(charts.figure, found.values()))}</div>{note}'
 
-    def saver(kind: str):
-        @guarded
-        def save(session):
-            found = made(session)
+    page.on([tab.select, refresh.click], drawn, [], pictures)
+    for button, kind in ((png, "png"), (svg, "svg")):
+
+        def save(session, kind=kind):
+            found = actions.pictures(context, session)
             return gr.update(
                 value=charts.files(list(found.values()), [f"alphas-{name}" for name in found], kind), visible=True
             )
 
-        return save
-
-    gr.on([tab.select, refresh.click], drawn, page.session, pictures, show_progress="hidden", **private)
-    png.click(saver("png"), page.session, saved, **private)
-    svg.click(saver("svg"), page.session, saved, **private)
+        page.on(button.click, save, [], saved, show_progress="full")

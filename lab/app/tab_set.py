@@ -2,27 +2,12 @@
 
 import gradio as gr
 
-from lab.app.alphas import CURVES
-from lab.app.context import AT_ONCE, IN_LINE, MODEL, guarded
+from lab.app import actions
 from lab.app.controls import control, read_rank, read_weights, values_of
-from lab.app.page import Page
+from lab.app.frame import IN_LINE, MODEL, Page
 from lab.merging import METHODS, schema
+from lab.merging.alphas import CURVES
 
-PRESETS = {
-    "everything at 1 (task arithmetic)": lambda first, others: [f"{s}: 1" for s in (first, *others)],
-    "everything at 0.8": lambda first, others: [f"{s}: 0.8" for s in (first, *others)],
-    "equal share": lambda first, others: [f"{s}: {1 / (1 + len(others)):.4f}" for s in (first, *others)],
-    "first skill early, others late": lambda first, others: [
-        f"{first}: early 0.2 1",
-        *(f"{s}: late 0.2 1" for s in others),
-    ],
-    "first skill attention, others MLP": lambda first, others: [
-        *(f"{s}: 0.2" for s in (first, *others)),
-        f"{first} attn: 1",
-        *(f"{s} mlp: 1" for s in others),
-    ],
-    "everything off": lambda first, others: [f"{s}: 0" for s in (first, *others)],
-}
 _LINK = """(text) => {
   const link = new URL(window.location.href);
   link.search = ''; link.hash = '';
@@ -32,14 +17,8 @@ _LINK = """(text) => {
 }"""
 
 
-def preset_text(name: str, skills: tuple[str, ...]) -> str:
-    """The rules of a preset for these skills."""
-    return "\n".join(PRESETS[name](skills[0], skills[1:]))
-
-
 def build(page: Page) -> None:
     context = page.context
-    private = {"api_visibility": "private", "show_progress": "hidden"}
     with gr.Tab("Set", id="set"):
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
@@ -68,7 +47,7 @@ def build(page: Page) -> None:
                         seed = gr.Number(0, label="Seed", precision=0, min_width=70)
                     draw = gr.Button("Apply the curve", elem_id="apply-curve")
                 with gr.Group():
-                    preset = gr.Dropdown(list(PRESETS), value="everything at 1 (task arithmetic)", label="Preset")
+                    preset = gr.Dropdown(list(actions.PRESETS), value="everything at 1 (task arithmetic)", label="Preset")
                     use = gr.Button("Apply the preset", elem_id="apply-preset")
         gr.Markdown(
             "### Other methods\nA method's merge (or router) becomes a column of Compare, and can be taken home. "
@@ -94,76 +73,42 @@ def build(page: Page) -> None:
                 made = [control(p) for p in chosen]
             add = gr.Button(f"Add {name} as a column", elem_id="add-method")
 
-            @guarded
             def added(session, columns, weights, rank, *values):
-                session = context.check(session)
                 given = values_of(chosen, values)
                 told = ", ".join(
                     f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
                     for key, value in given.items()
                     if value != next(p for p in chosen if p.name == key).default
                 )
-                k = len(session.adapters)
-                found = session.make(name, given, read_weights(weights, k), read_rank(rank))
-                label = session.add(f"{name} ({told})" if told else name, found)
-                gr.Info(f"{label} is a column of Compare now.")
-                return page.views(session, [*columns, label])
+                found = actions.add_method(
+                    context,
+                    session,
+                    name,
+                    given,
+                    read_weights(weights, len(session.adapters)),
+                    rank=read_rank(rank),
+                    label=f"{name} ({told})" if told else name,
+                )
+                gr.Info(f"{found} is a column of Compare now.")
+                return page.views(session, [*columns, found])
 
-            add.click(
-                added,
-                [page.session, page.columns, weights, rank, *made],
-                page.shared,
-                concurrency_id=MODEL,
-                concurrency_limit=AT_ONCE,
-                api_visibility="private",
-            )
+            inputs = [page.columns, weights, rank, *made]
+            page.on(add.click, added, inputs, page.shared, **MODEL, show_progress="full")
 
         remove = gr.Button("Remove the columns of other methods", min_width=120, size="sm", elem_id="remove-columns")
 
-    @guarded
-    def applied(session, text):
-        context.check(session).set_text(text)
-        return page.views(session)
-
-    @guarded
-    def drawn(session, skill, curve, low, high, seed):
-        grid = context.check(session).need()
-        skills = grid.skills if skill == "every skill" else (skill,)
-        low, high = (0 if low is None else low), (1 if high is None else high)
-        if curve == "complement":
-            first = (
-                next((s for s in grid.skills if s != skill), grid.skills[0])
-                if skill != "every skill"
-                else grid.skills[0]
-            )
-            rules = [
-                f"{s}: complement {first}" for s in grid.skills if s != first and (skill == "every skill" or s == skill)
-            ]
-        elif curve == "flat":
-            rules = [f"{s}: flat {low}" for s in skills]
-        elif curve == "random":
-            rules = [f"{s}: random {low} {high} seed {int(seed or 0)}" for s in skills]
-        else:
-            rules = [f"{s}: {curve} {low} {high}" for s in skills]
+    def drawn(session, *settings):
+        rules = actions.curve_rules(session.need().skills, *settings)
         session.set_text("\n".join(rules))
         gr.Info("Applied: " + "; ".join(rules))
         return page.views(session)
 
-    @guarded
-    def preset_used(session, name):
-        session = context.check(session)
-        session.set_text(preset_text(name, session.need().skills))
-        return page.views(session)
-
-    @guarded
     def removed(session, columns):
-        session = context.check(session)
-        session.others = {}
-        context.tidy()
+        actions.remove_columns(context, session)
         return page.views(session, [c for c in columns if c in session.columns])
 
-    apply.click(applied, [page.session, page.text], page.shared, **IN_LINE, **private)
-    draw.click(drawn, [page.session, page.skill, curve, low, high, seed], page.shared, **IN_LINE, **private)
-    use.click(preset_used, [page.session, preset], page.shared, **IN_LINE, **private)
+    page.change(apply.click, actions.set_alphas, [page.text])
+    page.on(draw.click, drawn, [page.skill, curve, low, high, seed], page.shared, **IN_LINE)
+    page.change(use.click, actions.use_preset, [preset])
     share.click(None, page.text, link, js=_LINK, api_visibility="private")
-    remove.click(removed, [page.session, page.columns], page.shared, **private)
+    page.on(remove.click, removed, [page.columns], page.shared)

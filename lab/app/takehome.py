@@ -14,10 +14,10 @@ from lab.app.scratch import fresh_folder
 from lab.app.session import Routing, Session
 from lab.app.sources import clean_name
 from lab.errors import LabError
+from lab.export.card import base_code
 from lab.export.folders import export, fold_into
 from lab.export.report import report
 from lab.lora.adapter import engine_rank, load, save
-from lab.lora.base import EMBEDDED
 from lab.lora.stacked import attach
 from lab.merging import METHODS
 from lab.merging.routing import save_router
@@ -75,9 +75,7 @@ def _save_routing(engine: Engine, routing: Routing, folder: Path, dtype: str) ->
 
 def recipe_text(session: Session, column: str) -> str:
     """The recipe of a column, JSON."""
-    recipe = dict(session.merged(column).recipe)
-    if "alphas" not in recipe:
-        recipe["base"] = session.base
+    recipe = {**session.merged(column).recipe, "base": session.base}
     return json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -125,7 +123,7 @@ def apply_recipe(session: Session, recipe: Mapping) -> str:
         parameters = dict(recipe.get("parameters", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise LabError("The recipe's weights or parameters are not readable.") from error
-    name = session.add(label, session.make(label, parameters, given))
+    name = session.add(label, session.make(label, parameters, given, recipe.get("rank")))
     return f"{name} is a column of Compare now.{note}"
 
 
@@ -145,14 +143,9 @@ def commands(session: Session, column: str, base: str) -> str:
         if "learning_rate" in facts:
             line += ["--rates", f"{facts['learning_rate']:g}", "--batch-size", str(facts["batch_size"])]
         line += ["--steps", str(facts["steps"]), "--seed", str(facts["seed"]), *out]
-    elif method == "concatenation with set alphas":
-        values = np.array(recipe["coefficients"])
-        rows = [row[there] for row, there in zip(values, session.grid.present, strict=True)]
-        if all(len(row) and (row == row[0]).all() for row in rows):
-            line = ["merge", *given, "--method", "cat_static", "--weights", *(f"{row[0]:g}" for row in rows), *on, *out]
-        else:
-            again = shlex.join(["recipe.json", *given, *out])
-            return f"# save the recipe as recipe.json, then\npython -m lab.app.repeat {again}"
+    elif "alphas" in recipe:
+        rules = recipe["alphas"].replace("\n", "; ")
+        line = ["merge", *given, "--method", str(method), "--alphas", rules, *on, *out]
     elif method in METHODS and METHODS[method].kind == "router":
         line = ["learn", *given, *on, "--method", str(method), *_options(recipe["parameters"]), *out]
     else:
@@ -160,7 +153,8 @@ def commands(session: Session, column: str, base: str) -> str:
         told = (
             ["--weights", *(f"{weights[a.name]:g}" for a in session.adapters)] if isinstance(weights, Mapping) else []
         )
-        line = ["merge", *given, "--method", str(method), *_options(recipe.get("parameters", {})), *told, *on, *out]
+        cut = ["--rank", str(recipe["rank"])] if "rank" in recipe else []
+        line = ["merge", *given, "--method", str(method), *_options(recipe.get("parameters", {})), *told, *cut, *on, *out]
     note = (
         f"  # was stopped after {recipe['learning']['stopped_after']} steps"
         if "stopped_after" in recipe.get("learning", {})
@@ -174,7 +168,7 @@ def papermill_command(session: Session, column: str, base: str) -> str:
     recipe = session.merged(column).recipe if column != "base" else {}
     method = str(recipe.get("method", ""))
     methods = ["base", *session.need().skills, "cat_static"]
-    if method and not method.startswith("concatenation") and method not in methods:
+    if method and method not in methods:
         methods.append(method)
     on = f" -p base {shlex.quote(base)}" if base != "embedded" else ""
     told = shlex.quote(f"methods: [{', '.join(methods)}]")
@@ -191,29 +185,21 @@ def _options(parameters: Mapping, *without: str) -> list[str]:
 
 def snippet(session: Session, column: str, base: str) -> str:
     """Python that loads the export: an adapter with PEFT, a router by this project."""
-    name = clean_name(f"{column}-adapter")
-    if base in EMBEDDED:
-        load = f'from lab.lora.base import load_base\n\nmodel, tokenizer = load_base("{base}")'
-    else:
-        load = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"model = AutoModelForCausalLM.from_pretrained({base!r})\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({base!r})"
-        )
-    ask = (
-        'prompt = tokenizer("Question: …\\nProgram:\\n", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))\n"
-    )
+    name, load = clean_name(f"{column}-adapter"), base_code(base)
+    ask = [
+        'prompt = tokenizer("Question: …\\nProgram:\\n", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))",
+    ]
     found = session.others.get(column)
     if isinstance(found, Routing):
-        names = ", ".join(repr(a.name) for a in found.adapters)
-        return (
-            "from lab.lora.adapter import load\nfrom lab.merging.routing import load_router\nfrom lab.lora.stacked import attach\n"
-            f"{load}\n"
-            f'skills = [load(f"{name}/skills/{{skill}}") for skill in ({names})]  # the unpacked zip\n'
-            f'load_router("{name}/router", attach(model, skills))\n{ask}'
-        )
-    return (
-        f"from peft import PeftModel\n{load}\n"
-        f'model = PeftModel.from_pretrained(model, "{name}")  # the unpacked zip\n{ask}'
-    )
+        lines = [
+            "from lab.lora.adapter import load",
+            "from lab.lora.stacked import attach",
+            "from lab.merging.routing import load_router",
+            *load,
+            f'skills = [load(f"{name}/skills/{{skill}}") for skill in {[a.name for a in found.adapters]}]  # the unpacked zip',
+            f'load_router("{name}/router", attach(model, skills))',
+        ]
+    else:
+        lines = ["from peft import PeftModel", *load, f'model = PeftModel.from_pretrained(model, "{name}")  # the unpacked zip']
+    return "\n".join([*lines, *ask, ""])

@@ -46,20 +46,20 @@ class Ballot:
         except OSError as error:
             raise LabError(f"The vote could not be written: {error.strerror}.") from error
 
-    def votes(self) -> list[Vote]:
-        """All votes; a damaged line is left out."""
+    def votes(self) -> tuple[list[Vote], list[int]]:
+        """All votes, and the numbers of the lines that are damaged. Raises LabError when the file cannot be read."""
         try:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return []
-        found = []
-        for line in lines:
+            lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
+        except (OSError, UnicodeDecodeError) as error:
+            raise LabError(f"The votes in {self.file.name} cannot be read; mend the file, or move it away.") from error
+        found, damaged = [], []
+        for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
                 found.append(Vote(row["prompt"], tuple(row["players"]), row["winner"]))
             except (ValueError, KeyError, TypeError):
-                continue
-        return found
+                damaged.append(number)
+        return found, damaged
 
 
 def elo(votes: Sequence[Vote]) -> pd.DataFrame:

@@ -182,12 +182,17 @@ def merge(arguments: Sequence[str]) -> int:
         "examples:\n"
         "  python -m lab merge maths/ code/ --method cat_static --weights 0.7 0.3 --out merged/\n"
         "  python -m lab merge maths/ code/ --method ties --density 0.3 --rank 32 --dtype bfloat16 --out merged/\n"
+        "  python -m lab merge maths/ code/ --method cat_static --alphas 'code: 0.5; layers 0-5 q,v: maths 0.3' --out merged/\n"
         "  python -m lab merge m=runs/1/final c=runs/2/final --method tsv --fold-into owner/base --out model/\n\n"
         "python -m lab merge --method NAME --help tells a method's parameters; python -m lab methods lists them all.",
     )
     _add_common(parser)
     parser.add_argument(
         "--weights", nargs="+", type=_number, metavar="W", help="one per adapter (default: the method's, 1/k or 1)"
+    )
+    parser.add_argument(
+        "--alphas", metavar="RULES",
+        help="rules over the weights of cat_static, such as 'maths: 0.8; layers 0-5 q,v: maths 0.3; code mlp: late 0.2 1'",
     )
     parser.add_argument("--rank", type=_whole, help="cut every module to this rank by SVD; what is lost is recorded")
     parser.add_argument(
@@ -211,11 +216,11 @@ def merge(arguments: Sequence[str]) -> int:
     adapters, report = _load(options.adapters, options.base)
     parameters = _parameters_of(options)
     if options.fold_into and not options.rank:
-        merged = merging.merge_full_rank(method.name, adapters, options.weights, **parameters)
+        merged = merging.merge_full_rank(method.name, adapters, options.weights, alphas=options.alphas, **parameters)
     else:
         modules = len({module for adapter in adapters for module in adapter.modules})
         with tqdm(total=modules, desc=method.name, unit="module", disable=None) as bar:
-            settings = {"rank": options.rank, "on_module": lambda _: bar.update(), **parameters}
+            settings = {"alphas": options.alphas, "rank": options.rank, "on_module": lambda _: bar.update(), **parameters}
             merged = merging.merge(method.name, adapters, options.weights, **settings)
     if options.base:
         merged = replace(merged, base=options.base)

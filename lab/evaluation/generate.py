@@ -1,7 +1,7 @@
 """Batched generation: prompts sorted by length, so that little is padding; greedy, or the paper's sampling."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ def generate(
     partial: Path | None = None,
     label: str = "answers",
 ) -> list[str]:
-    """One completion per prompt, in the order of the prompts, cut at the first stop string.
+    """One completion per prompt, in the order of the prompts, up to the first end token (`end_tokens`) or stop string.
 
     temperature 0 is greedy; otherwise each batch draws from its own seed. partial: a file that keeps finished batches, so that an
     interrupted call goes on. Each prompt begins with the beginning-of-text token, where the tokenizer has one, as in training.
@@ -42,10 +42,11 @@ def generate(
         raise LabError(
             f"A prompt of {max(map(len, encoded))} tokens and {max_new_tokens} new ones exceed the model's {longest}; shorten it."
         )
+    ends = end_tokens(model, tokenizer)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=temperature > 0, temperature=temperature or None, top_p=top_p if temperature else None,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, use_cache=True,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=ends or None, bos_token_id=tokenizer.bos_token_id, use_cache=True,
         stop_strings=list(stop) or None,
         # transformers fills what is unset from the model's own settings: these must not depend on the base.
         top_k=0, repetition_penalty=1.0, no_repeat_ngram_size=0,
@@ -67,12 +68,26 @@ def generate(
         out = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config, tokenizer=tokenizer
         )
-        texts = tokenizer.batch_decode(out[:, width:].cpu(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        told = [before_end(row, ends) for row in out[:, width:].tolist()]
+        texts = tokenizer.batch_decode(told, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         done.append([cut(text, stop) for text in texts])
         if partial is not None and len(chunks) > 1:
             write_atomic(partial, json.dumps(done))
     completions = dict(zip((i for chunk in chunks for i in chunk), (text for texts in done for text in texts), strict=True))
     return [completions[i] for i in range(len(prompts))]
+
+
+def end_tokens(model, tokenizer) -> list[int]:
+    """The ids at which an answer ends: the tokenizer's end, and each that the model's generation_config names."""
+    settings = getattr(model, "generation_config", None)
+    named = settings.eos_token_id if settings is not None else None
+    found = [*(named if isinstance(named, (list, tuple)) else [named]), tokenizer.eos_token_id]
+    return sorted({token for token in found if token is not None})
+
+
+def before_end(ids: Sequence[int], ends: Collection[int]) -> Sequence[int]:
+    """The tokens before the first end token; all when there is none."""
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def cut(text: str, stop: tuple[str, ...]) -> str:

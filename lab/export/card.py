@@ -9,6 +9,7 @@ from io import BytesIO
 import torch
 
 from lab.export.report import SetReport
+from lab.lora.base import EMBEDDED
 from lab.merging import METHODS
 
 FIGURE = "coefficients.png"
@@ -52,6 +53,8 @@ def model_card(
         parts.append(_inputs(recipe["inputs"]))
     if recipe.get("coefficients"):
         parts += ["## Coefficients", _coefficients(recipe)]
+    if recipe.get("alphas"):
+        parts += ["The same as rules, for `python -m lab merge --alphas`:", f"```text\n{recipe['alphas']}\n```"]
     if figure:
         parts.append(f"![Coefficients of each skill, by layer and kind of module]({FIGURE})")
     if report is not None:
@@ -91,6 +94,8 @@ def _how(method, recipe: Mapping, folded: bool) -> str:
     rows += [(name.replace("_", " "), f"`{value}`") for name, value in given if value is not None]
     if recipe.get("weights"):
         rows.append(("weights", _listed(recipe["weights"])))
+    if recipe.get("rank"):
+        rows.append(("cut to rank", str(recipe["rank"])))
     for name, value in recipe.get("learning", {}).items():
         if value or value == 0:
             rows.append((name.replace("_", " "), _listed(value) if isinstance(value, Mapping) else _short(value)))
@@ -130,19 +135,22 @@ def _loading(base: str, rank: int | None) -> str:
             'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
         ]
         return "\n".join(["```python", *code, "```"])
-    if base == "embedded":
-        load = ["from lab.lora.base import load_base", "", 'model, tokenizer = load_base("embedded")']
-    else:
-        source = base or "the base model of the inputs"
-        load = [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(source)})",
-            f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(source)})",
-        ]
+    load = base_code(base or "the base model of the inputs")
     code = ["from peft import PeftModel", *load, 'model = PeftModel.from_pretrained(model, "path/to/this/folder")']
     note = f"Scaling is folded in (`lora_alpha` = `r` = {rank}), so engines that read only these two serve it as it is."
     return "\n".join(["```python", *code, "```", "", note])
+
+
+def base_code(base: str) -> list[str]:
+    """Lines of Python after which `model` and `tokenizer` are the base's."""
+    if base in EMBEDDED:
+        return ["from lab.lora.base import load_base", "", f"model, tokenizer = load_base({json.dumps(base)})"]
+    return [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"model = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})",
+    ]
 
 
 def _listed(values: Mapping) -> str:

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors, check_compatible, module_names
+from lab.merging.alphas import Grid, alphas_record, parse_alphas
 from lab.merging.coefficients import concatenate
 from lab.merging.recipe import base_of, coefficient_record, inputs_of
 from lab.merging.registry import Method, complete_parameters, get_method, seeded_generator
 from lab.merging.truncation import factor_delta, truncate
+
+ALPHAS = "cat_static"  # the method whose coefficients alphas are
 
 
 def merge(
@@ -21,22 +24,24 @@ def merge(
     adapters: Sequence[LoraAdapter],
     weights: Sequence[float] | None = None,
     *,
+    alphas: str | None = None,
     rank: int | None = None,
     on_module: Callable[[str], None] | None = None,
     **parameters,
 ) -> LoraAdapter:
     """Merge adapters by a static method into one adapter.
 
-    weights: one per adapter, in their order; default the method's (1/k or 1). parameters: see `schema(name)`.
+    weights: one per adapter, in their order; default the method's (1/k or 1). alphas: rules as `lab.merging.alphas` reads
+    them, `layers 0-5 q,v: maths 0.3`, applied to the weights; for `cat_static`. parameters: see `schema(name)`.
     rank: truncate every module to this rank (SVD); default what the method gives, at most Σr (`svd`: max
     r). on_module: told each module's name when it is merged. The result's recipe holds method, parameters,
-    weights, inputs and, where something was cut, `discarded_energy`: the share of Σ‖ΔW‖² that is lost, in all
-    and per module.
+    weights (or alphas and the coefficients that they are), inputs, the rank asked for and, where something was
+    cut, `discarded_energy`: the share of Σ‖ΔW‖² that is lost, in all and per module.
 
-    Raises LabError for a learned method or router, adapters that do not fit together, bad weights, parameters
-    or rank.
+    Raises LabError for a learned method or router, adapters that do not fit together, bad weights, alphas,
+    parameters or rank.
     """
-    full = merge_full_rank(name, adapters, weights, **parameters)
+    full = merge_full_rank(name, adapters, weights, alphas=alphas, **parameters)
     default = {"sum": sum, "max": max}[get_method(name).default_rank]
     ceiling = max(_rank_sum(adapters, module) for module in full.modules)
     if rank is not None and not (isinstance(rank, int) and 1 <= rank <= ceiling):
@@ -56,7 +61,7 @@ def merge(
             modules[module], energy[module] = result, _energy(result)
         if on_module:
             on_module(module)
-    recipe = dict(full.recipe)
+    recipe = dict(full.recipe) | ({"rank": rank} if rank else {})
     if discarded:
         recipe["discarded_energy"] = {
             "total": _share(sum(discarded.values()), sum(energy.values())),
@@ -95,7 +100,7 @@ class FullRankMerge:
 
 
 def merge_full_rank(
-    name: str, adapters: Sequence[LoraAdapter], weights: Sequence[float] | None = None, **parameters
+    name: str, adapters: Sequence[LoraAdapter], weights: Sequence[float] | None = None, *, alphas: str | None = None, **parameters
 ) -> FullRankMerge:
     """As `merge`, with every module's update as the method gives it: nothing is truncated or lost.
 
@@ -108,6 +113,8 @@ def merge_full_rank(
         raise LabError(
             f"{name} learns its coefficients from data; learn it on a model instead of merging statically."
         )
+    if alphas is not None and name != ALPHAS:
+        raise LabError(f"{name} takes no alphas; they are the coefficients of {ALPHAS}: choose that, or give weights.")
     complete = complete_parameters(method, parameters)
     check_compatible(adapters)
     values = _check_weights(method, weights, len(adapters))
@@ -119,8 +126,12 @@ def merge_full_rank(
         coefficients = method.function(adapters, **complete)
         recipe |= coefficient_record(coefficients)
         values = coefficients().detach()
-        merged = concatenate(adapters, values, name=result_name, recipe=recipe).modules
-        compute = {module: partial(merged.__getitem__, module) for module in merged}
+        compute = _concatenated(adapters, values)
+    elif alphas is not None:
+        grid = Grid.of(adapters)
+        found = parse_alphas(alphas, grid, grid.flat(values[:, None].numpy()))
+        recipe |= alphas_record(found, grid)
+        compute = _concatenated(adapters, torch.tensor(found, dtype=torch.float32))
     else:
         recipe["weights"] = dict(zip((a.name for a in adapters), values.tolist(), strict=True))
         compute = {
@@ -130,6 +141,11 @@ def merge_full_rank(
     shapes = {module: f.shape for adapter in adapters for module, f in adapter.modules.items()}
     updates = {module: FullRankUpdate(shapes[module], call) for module, call in compute.items()}
     return FullRankMerge(result_name, base_of(adapters), updates, recipe)
+
+
+def _concatenated(adapters: Sequence[LoraAdapter], values: Tensor) -> dict[str, Callable[[], LoraFactors]]:
+    merged = concatenate(adapters, values, name="", recipe={}).modules
+    return {module: partial(merged.__getitem__, module) for module in merged}
 
 
 def _merge_module(

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from lab.app import mixer as mixing
+from lab.app.server import Server
+from tests.app.waiting import PATIENCE, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
@@ -34,7 +36,6 @@ FLAGS = (
     "--remote-allow-origins=*",
     "--hide-scrollbars",
 )
-PATIENCE = 180  # seconds; machines that build are busy
 
 
 class Browser:
@@ -50,10 +51,7 @@ class Browser:
             stderr=subprocess.DEVNULL,
         )
         port_file = Path(self.folder, "DevToolsActivePort")
-        deadline = time.monotonic() + PATIENCE
-        while not port_file.exists() or not port_file.read_text().strip():
-            assert time.monotonic() < deadline, "chromium did not start"
-            time.sleep(0.1)
+        until(lambda: port_file.exists() and port_file.read_text().strip())
         port = port_file.read_text().split()[0]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as reply:
             page = next(t for t in json.load(reply) if t["type"] == "page")
@@ -85,9 +83,9 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, condition: str, patience: float = PATIENCE):
+    def wait(self, condition: str):
         """Until the expression is true; its value."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + PATIENCE
         while True:
             value = self.js(
                 f"(() => {{ try {{ const v = {condition}; return v instanceof Element || v }} catch (e) {{ return null }} }})()"
@@ -183,7 +181,7 @@ class Browser:
     def close(self):
         self.socket.close()
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(PATIENCE)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -191,10 +189,8 @@ class Browser:
 def address(tmp_path_factory):
     import app
 
-    blocks = app.build_app(files=tmp_path_factory.mktemp("app"))
-    _, url, _ = blocks.launch(prevent_thread_lock=True, server_name="127.0.0.1", **app.launch_options())
-    yield url
-    blocks.close()
+    with Server(app.build_app(files=tmp_path_factory.mktemp("app"))) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +266,7 @@ def test_quick_edits_are_applied_one_after_the_other(browser, address, monkeypat
     browser.slide("#mixer section[data-skill=maths] .master", 0)
     browser.slide("#mixer section[data-skill=code] .master", 1)
     browser.tab("Set")
-    browser.wait("$('#side').innerText.includes('2 to undo')", 20)
+    browser.wait("$('#side').innerText.includes('2 to undo')")
     assert rules(browser) == "maths: 0\ncode: 1"
 
 
@@ -283,7 +279,7 @@ def test_the_last_of_many_edits_is_on_the_page(browser, address):
                 f"(() => {{ const e = $('#mixer [data-cell=\"0/{layer}/1\"]'); e.value = '{alpha}';"
                 "e.dispatchEvent(new Event('change')); })()"
             )
-        browser.wait(f"$('#rules textarea').value.includes('maths layers 0-5 k: {alpha}')", 20)
+        browser.wait(f"$('#rules textarea').value.includes('maths layers 0-5 k: {alpha}')")
 
 
 def test_cells_are_chosen_by_dragging_over_them(browser, address):
@@ -340,7 +336,7 @@ def test_a_shared_link_sets_the_alphas(browser, address):
 def test_learning_is_live_stops_and_survives_a_closed_page(browser, address):
     browser.open(address)
     browser.tab("Learn")
-    browser.type("#steps input", "400")
+    browser.type("#steps input", "4000")
     browser.click("#start-learning")
     browser.wait("$$('#learn-status svg').length >= 2")  # loss and heatmap
     browser.send("Page.navigate", url="about:blank")
@@ -442,7 +438,7 @@ def test_blind_vote_and_reveal(browser, address):
 
 
 def test_adapters_come_from_uploads_and_wrong_ones_are_told(browser, address, tmp_path):
-    from lab.experiments.comparison import SHIPPED
+    from lab.experiments.context import SHIPPED
 
     good, bad = [], tmp_path / "evil.zip"
     for skill in ("maths", "code"):

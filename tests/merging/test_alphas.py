@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.app.alphas import Grid, format_alphas, parse_alphas, settle
+from lab.cli.commands import main
 from lab.errors import LabError
+from lab.lora.adapter import save
+from lab.merging import merge, merge_full_rank
+from lab.merging.alphas import Grid, format_alphas, parse_alphas, settle
+from tests.tiny_models import llama, two_skills
 
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")
 MODULES = tuple(f"model.layers.{layer}.{kind}" for layer in range(4) for kind in KINDS)
@@ -47,6 +52,19 @@ def test_later_rules_go_over_earlier_ones_and_groups_and_lists_work():
 def test_curves(curve, by_layer):
     values = parse_alphas(f"maths: 0.2\ncode: {curve}", GRID)
     assert [cell(values, "code", layer, "q_proj") for layer in range(4)] == pytest.approx(by_layer, abs=1e-4)
+
+
+def test_a_skill_may_also_stand_before_the_value():
+    assert (parse_alphas("layers 0-1 q,v: maths 0.3", GRID) == parse_alphas("maths layers 0-1 q,v: 0.3", GRID)).all()
+    assert (parse_alphas("mlp: code late 0.1 1", GRID) == parse_alphas("code mlp: late 0.1 1", GRID)).all()
+    with pytest.raises(LabError, match="not a number"):
+        parse_alphas("code: maths 0.3", GRID)  # one skill or the other
+
+
+def test_random_does_not_depend_on_what_else_is_loaded():
+    other = Grid(("art", "code", "maths"), MODULES[3:], np.ones((3, 9), dtype=bool))
+    here, there = (parse_alphas("layers all: random 0 1 seed 3", grid) for grid in (GRID, other))
+    assert (here[0, 3:] == there[2]).all() and (here[1, 3:] == there[1]).all()
 
 
 def test_random_is_seeded_and_in_range():
@@ -107,3 +125,46 @@ def test_a_flat_setting_is_one_line_per_skill():
 def test_mistakes_are_told(text, said):
     with pytest.raises(LabError, match=said):
         parse_alphas(text, GRID)
+
+
+# In a merge
+
+
+def test_alphas_of_a_merge_are_its_coefficients():
+    """Σ αᵢᵐ ΔWᵢᵐ by hand; modules that no rule names keep the weights; the order of adapters does not matter."""
+    adapters = two_skills(llama())
+    rules = "layers 0 q: {0} 0.3; {1} layers 1: -0.25".format(*(a.name for a in adapters))
+    merged = merge("cat_static", adapters, [0.7, 0.4], alphas=rules)
+    grid = Grid.of(adapters)
+    alphas = parse_alphas(rules, grid, grid.flat(np.array([[0.7], [0.4]])))
+    assert len({*alphas[grid.present]}) == 4
+    for column, module in enumerate(grid.modules):
+        pairs = [(alphas[row, column], a) for row, a in enumerate(adapters) if module in a.modules]
+        assert torch.allclose(merged.delta_weight(module), sum(x * a.delta_weight(module) for x, a in pairs).float(), atol=1e-6)
+    assert (parse_alphas(merged.recipe["alphas"], grid) == alphas).all()
+    again = merge("cat_static", adapters[::-1], alphas=merged.recipe["alphas"])
+    assert again.recipe["alphas"] == merged.recipe["alphas"]
+    whole = merge_full_rank("cat_static", adapters, alphas=merged.recipe["alphas"])
+    for module in grid.modules:
+        assert torch.equal(again.delta_weight(module), merged.delta_weight(module))
+        assert torch.allclose(whole.modules[module].delta_weight(), merged.delta_weight(module), atol=1e-6)
+
+
+def test_flat_alphas_are_weights():
+    adapters = two_skills(llama())
+    flat = merge("cat_static", adapters, alphas="; ".join(f"{a.name}: {w}" for a, w in zip(adapters, (0.7, 0.3), strict=True)))
+    weighted = merge("cat_static", adapters, [0.7, 0.3])
+    assert all(torch.allclose(flat.delta_weight(m), weighted.delta_weight(m), atol=1e-6) for m in weighted.modules)
+
+
+def test_library_and_command_line_tell_the_same_mistakes(tmp_path, capsys):
+    adapters = two_skills(llama())
+    folders = []
+    for adapter in adapters:
+        save(tmp_path / adapter.name, adapter)
+        folders.append(str(tmp_path / adapter.name))
+    for method, rules in (("cat_static", "layers 77: 1"), ("cat_static", ""), ("ties", f"{adapters[0].name}: 1")):
+        with pytest.raises(LabError) as told:
+            merge(method, adapters, alphas=rules)
+        assert main(["merge", *folders, "--method", method, "--alphas", rules, "--out", str(tmp_path / "out")]) == 2
+        assert str(told.value) in capsys.readouterr().err and not (tmp_path / "out").exists()

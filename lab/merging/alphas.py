@@ -4,6 +4,7 @@ A text is a list of rules, one to a line (or parted by `;`), later ones over ear
 
     maths: 0.8                                  one skill, everywhere
     layers 0-2,5 q,v: 0.3                       these layers and kinds of module, for every skill
+    layers 0-5 q,v: maths 0.3                   the skill may also stand before the value
     code layers 3 mlp: 0.5                      groups: attn, mlp
     maths layers 3 q,k,v: 0.41 0.52 0.47        one number per kind named
     maths: late 0.2 1                           a curve over depth, from the first number to the second
@@ -11,7 +12,8 @@ A text is a list of rules, one to a line (or parted by `;`), later ones over ear
     maths: random 0 1 seed 7
     # a comment
 
-`parse_alphas` and `format_alphas` are inverse to each other for the values the app keeps (four decimals).
+`python -m lab merge --alphas`, `lab.merging.merge(alphas=…)` and the app read it by `parse_alphas`. It and `format_alphas` are
+inverse to each other for values as `settle` keeps them (four decimals).
 """
 
 import re
@@ -21,9 +23,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, module_names
+from lab.merging.registry import seeded_generator
 
 LIMIT = 10.0  # alphas lie in [-LIMIT, LIMIT]
 DECIMALS = 4
@@ -58,16 +62,14 @@ class Grid:
     @cached_property
     def places(self) -> tuple[tuple[int | None, str], ...]:
         """(layer, kind) of each module: (3, 'q_proj'). A kind is the name's last part, or more where that is shared."""
-        split = [re.match(r"(?:.*?\.)?(\d+)\.(.+)$", module) for module in self.modules]
-        paths = {m[2] for m in split if m}
-        last = Counter(path.rsplit(".", 1)[-1] for path in paths)
+        split = [split_name(module) for module in self.modules]
+        last = Counter(path.rsplit(".", 1)[-1] for path in {path for layer, path in split if layer is not None})
 
         def kind(path: str) -> str:
             short = path.rsplit(".", 1)[-1]
             return short if last[short] == 1 else path
 
-        pairs = zip(split, self.modules, strict=True)
-        return tuple((int(m[1]), kind(m[2])) if m else (None, name) for m, name in pairs)
+        return tuple((layer, path if layer is None else kind(path)) for layer, path in split)
 
     @cached_property
     def layers(self) -> tuple[int | None, ...]:
@@ -85,12 +87,19 @@ class Grid:
         reach = max(len(numbers) - 1, 1)
         return np.array([0.0 if layer is None else numbers.index(layer) / reach for layer, _ in self.places])
 
-    def flat(self, value: float) -> np.ndarray:
+    def flat(self, value: float | np.ndarray) -> np.ndarray:
+        """One value everywhere, or (skills, 1) one for each skill."""
         return settle(np.full(self.present.shape, value), self)
 
     def equals(self, other: "Grid") -> bool:
         same = self.skills == other.skills and self.modules == other.modules
         return same and bool((self.present == other.present).all())
+
+
+def split_name(module: str) -> tuple[int | None, str]:
+    """(layer, path inside it) of a module's name; (None, the whole name) where it belongs to no layer."""
+    found = re.match(r"(?:.*?\.)?(\d+)\.(.+)$", module)
+    return (int(found[1]), found[2]) if found else (None, module)
 
 
 def short_kind(kind: str) -> str:
@@ -133,6 +142,16 @@ def format_alphas(values: np.ndarray, grid: Grid) -> str:
                 where = "" if layers == [None] else f" layers {_span(layers)}"
                 lines.append(f"{skill}{where}{tail}")
     return "\n".join(lines)
+
+
+def alphas_record(values: np.ndarray, grid: Grid) -> dict:
+    """What the recipe of a merge by these alphas tells: the rules, and the coefficients (skills, modules) that they are."""
+    return {
+        "alphas": format_alphas(values, grid),
+        "skills": list(grid.skills),
+        "modules": list(grid.modules),
+        "coefficients": values.tolist(),
+    }
 
 
 def _cells(cells: dict[str, float], kinds: Sequence[str], common: float, outside: bool) -> str:
@@ -184,8 +203,11 @@ def _apply(rule: str, grid: Grid, values: np.ndarray) -> None:
     where, colon, what = rule.rpartition(":")
     if not colon or not what.strip():
         raise LabError("a rule needs a colon and a value, as in `layers 0-2 q,v: 0.3`.")
-    skills, modules, kinds = _select(where, grid)
+    named, modules, kinds = _select(where, grid)
     words = what.replace(",", " ").split()
+    if named is None and len(words) > 1 and words[0] in grid.skills and words[0].lower() not in (*CURVES, "random", "complement"):
+        named = words.pop(0)  # `layers 0-2: maths 0.3`
+    skills = range(len(grid.skills)) if named is None else [grid.skills.index(named)]
     if words[0].lower() == "complement":
         other = words[1] if len(words) == 2 else None
         if other not in grid.skills:
@@ -204,12 +226,9 @@ def _apply(rule: str, grid: Grid, values: np.ndarray) -> None:
             raise LabError(f"{name} takes {'one number' if name == 'flat' else 'two numbers, low and high'}.")
         ends = [_value(word) for word in numbers]
         low, high = (0.0, *ends) if len(ends) == 1 else tuple(ends) or (0.0, 1.0)
-        if name == "random":
-            shape = np.random.default_rng(seed).random(values.shape)
-        else:
-            shape = np.broadcast_to(CURVES[name](grid.depth), values.shape)
         for row in skills:
-            values[row, modules] = low + (high - low) * shape[row, modules]
+            shape = _draws(seed, grid, row) if name == "random" else CURVES[name](grid.depth)
+            values[row, modules] = low + (high - low) * shape[modules]
         return
     numbers = [_value(word) for word in words]
     if len(numbers) == 1:
@@ -221,12 +240,15 @@ def _apply(rule: str, grid: Grid, values: np.ndarray) -> None:
         values[skills, module] = numbers[kinds.index(grid.places[module][1])]
 
 
-def _select(where: str, grid: Grid) -> tuple[list[int], list[int], list[str] | None]:
-    """Rows, columns, and the kinds in the order in which they are named."""
+def _draws(seed: int, grid: Grid, row: int) -> np.ndarray:
+    """(modules,) in [0, 1): of each skill and module by name, whatever else is loaded and in which order."""
+    return np.array([torch.rand(1, generator=seeded_generator(seed, grid.skills[row], m)).item() for m in grid.modules])
+
+
+def _select(where: str, grid: Grid) -> tuple[str | None, list[int], list[str] | None]:
+    """The skill, columns, and the kinds in the order in which they are named; None for what is not named."""
     words = where.replace(", ", ",").split()
-    skills = list(range(len(grid.skills)))
-    if words and words[0] in grid.skills:
-        skills = [grid.skills.index(words.pop(0))]
+    skill = words.pop(0) if words and words[0] in grid.skills else None
     layers: list[int | None] = list(grid.layers)
     if words and words[0].lower() in ("layer", "layers"):
         if len(words) < 2:
@@ -239,7 +261,7 @@ def _select(where: str, grid: Grid) -> tuple[list[int], list[int], list[str] | N
         raise LabError(f"{words[0]!r} is one word too many; write skill, layers, modules, in this order.")
     wanted = set(grid.kinds if kinds is None else kinds)
     modules = [i for i, (layer, kind) in enumerate(grid.places) if layer in layers and kind in wanted]
-    return skills, modules, kinds
+    return skill, modules, kinds
 
 
 def _layers(text: str, grid: Grid) -> list[int]:

@@ -1,0 +1,529 @@
+"""What people and programs can do: plain functions of (context, session, plain values). Tabs and endpoints only wire them.
+
+An action of `lab.app.endpoints` is a program's endpoint as it stands: its parameters with their types and defaults are the
+endpoint's, what comes after `*` is for the page alone, and its docstring is what programs read.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lab.app import charts, takehome
+from lab.app.compare import LETTERS, TEMPLATES, Comparison, Question, compare, task_questions, wrap
+from lab.app.context import Context
+from lab.app.jobs import Job
+from lab.app.learning import (
+    TASKS,
+    Material,
+    Outcome,
+    layers_job,
+    learn_job,
+    own_material,
+    skills_material,
+    target_material,
+    weigh,
+)  # fmt: skip
+from lab.app.session import Session
+from lab.app.sources import open_adapter, open_uploads, read_pairs
+from lab.app.streaming import Decoding
+from lab.app.votes import Vote
+from lab.errors import LabError
+from lab.evaluation.sandbox import run_programs
+from lab.evaluation.scorers import Verdict, extract_program, score_final_number, score_program
+from lab.export.report import SetReport, on_one_base
+from lab.export.report import report as report_on
+from lab.lora.adapter import LoraAdapter
+from lab.merging import METHODS, get_method
+from lab.pages.figures import Chart, method_bars
+from lab.records import tables
+from lab.records.record import read_records
+
+OWN_ROWS = 20_000  # read of a file
+# Free alphas solve far more in the embedded world than the released code's softmax.
+FIRST = {"method": "cat", "parameters": {"parametrisation": "free"}}
+
+
+# Adapters
+
+
+def read_source(context: Context, session: Session, source: str, place: str = "") -> list[LoraAdapter]:
+    """The adapter of a folder or Hub id; it may take the name of the one in whose place it comes. Raises LabError."""
+    adapter = open_adapter(source, context.access, taken=[a.name for a in session.staged if a.name != place])
+    session.sources[adapter.name] = source.strip()
+    return [adapter]
+
+
+def read_uploads(
+    session: Session, files: Sequence[str | Path] | None, place: str = "", alone: bool = False
+) -> list[LoraAdapter]:
+    """The adapters of uploaded files, named unlike those that stay: all but the one in whose place they come. Raises LabError."""
+    found = open_uploads(files or [], taken=[] if alone else [a.name for a in session.staged if a.name != place])
+    for adapter in found:
+        session.sources.pop(adapter.name, None)  # of another that was called so
+    return found
+
+
+def put(
+    context: Context, session: Session, new: Sequence[LoraAdapter], place: str = "", trusted: bool = False
+) -> list[LoraAdapter]:
+    """The loaded adapters with these among them, in place of the one named. trusted: they are for this base."""
+    if trusted:
+        new = [replace(adapter, base=context.engine.source) for adapter in new]
+    names = [a.name for a in session.staged]
+    at = names.index(place) if place in names else len(names)
+    staged = [*session.staged[:at], *new, *session.staged[at + 1 :]]
+    return on_one_base(staged, context.engine.source) if trusted else staged
+
+
+def use(context: Context, session: Session, adapters: Sequence[LoraAdapter]) -> None:
+    """Work with these. Raises LabError, and changes nothing, when they do not fit together."""
+    session.take(adapters, context.engine.model, context.engine.source)
+    context.tidy()
+
+
+def stage(context: Context, session: Session, adapters: Sequence[LoraAdapter]) -> SetReport:
+    """Show these as loaded; work with them when they fit, else go on with those before."""
+    session.staged = tuple(adapters)
+    facts = report_on(session.staged, context.engine.model)
+    if facts.ok and session.staged:
+        use(context, session, session.staged)
+    return facts
+
+
+def take_out(session: Session, name: str) -> list[LoraAdapter]:
+    """The loaded adapters without this one. Raises LabError for an unknown or the last one."""
+    left = [a for a in session.staged if a.name != name]
+    if len(left) == len(session.staged):
+        raise LabError("Choose an adapter to take out.")
+    if not left:
+        raise LabError("That is the last adapter; load another first.")
+    return left
+
+
+def exchange_base(context: Context, session: Session, source: str) -> str:
+    """Another base for everybody; its name. Raises LabError where it cannot be read, or while a run goes on."""
+    if context.access.roots is not None:
+        raise LabError("This page is shared; only its owner chooses the base.")
+    source = source.strip() or "embedded"
+    if context.jobs.busy:
+        raise LabError("A run is going on in Learn; stop it, or wait until it ends, before the base is exchanged.")
+    context.engine.load(source)
+    session.__dict__.update(context.session().__dict__)
+    return source
+
+
+def state(context: Context, session: Session) -> dict:
+    """What is loaded and set."""
+    skills = list(session.need().skills)
+    return {"base": context.base_name, "skills": skills, "columns": session.columns, "alphas": session.text}
+
+
+def load_adapter(context: Context, session: Session, source: str = "", replace: str = "") -> dict:
+    """Read an adapter (folder or Hub id) and use it with the others, or in place of the one named in `replace`."""
+    use(context, session, put(context, session, read_source(context, session, source, replace), replace))
+    return state(context, session)
+
+
+def upload_adapters(context: Context, session: Session, files: list[Path], alone: bool = False) -> dict:
+    """Use uploaded adapters (a zip each, or the two files of one): with the others, or (alone) instead of them."""
+    new = read_uploads(session, files, alone=alone)
+    use(context, session, new if alone else put(context, session, new))
+    return state(context, session)
+
+
+def report(context: Context, session: Session) -> dict:
+    """What fits among the loaded adapters, and which methods are open to them."""
+    facts = report_on(session.adapters, context.engine.model)
+    return {
+        "ok": facts.ok,
+        "fits": list(facts.fits),
+        "problems": list(facts.problems),
+        "text": facts.text(),
+        "methods": [m.name for m in facts.methods if m.open],
+    }
+
+
+# Alphas and other methods
+
+PRESETS = {  # rules for the first skill, and for each of the others
+    "everything at 1 (task arithmetic)": ("{}: 1", "{}: 1"),
+    "everything at 0.8": ("{}: 0.8", "{}: 0.8"),
+    "equal share": ("{}: {share:.4f}", "{}: {share:.4f}"),
+    "first skill early, others late": ("{}: early 0.2 1", "{}: late 0.2 1"),
+    "first skill attention, others MLP": ("{0}: 0.2; {0} attn: 1", "{0}: 0.2; {0} mlp: 1"),
+    "everything off": ("{}: 0", "{}: 0"),
+}
+
+
+def set_alphas(context: Context, session: Session, rules: str = "") -> str:
+    """Apply rules such as `maths layers 0-2 q,v: 0.3`; gives all alphas as text."""
+    session.set_text(rules)
+    return session.text
+
+
+def undo(context: Context, session: Session) -> str:
+    """Take the last change of the alphas back."""
+    session.undo()
+    return session.text
+
+
+def use_preset(context: Context, session: Session, name: str) -> None:
+    """Set the alphas of PRESETS[name]."""
+    skills, (first, other) = session.need().skills, PRESETS[name]
+    session.set_text("\n".join((other if i else first).format(skill, share=1 / len(skills)) for i, skill in enumerate(skills)))
+
+
+def curve_rules(skills: Sequence[str], skill: str, curve: str, low: float | None, high: float | None, seed: int) -> list[str]:
+    """Rules that draw a curve over depth for one skill, or for all where `skill` is none of them."""
+    chosen = [skill] if skill in skills else list(skills)
+    low, high = (0 if low is None else low), (1 if high is None else high)
+    if curve == "complement":
+        first = next((s for s in skills if s != skill), skills[0])
+        return [f"{s}: complement {first}" for s in chosen if s != first]
+    values = {"flat": f"{low}", "random": f"{low} {high} seed {int(seed or 0)}"}.get(curve, f"{low} {high}")
+    return [f"{s}: {curve} {values}" for s in chosen]
+
+
+def add_method(
+    context: Context, session: Session, method: str = "ties", parameters: dict = {}, weights: list = [],
+    *, rank: int | None = None, label: str = "",
+) -> str:  # fmt: skip
+    """Merge by any method that learns nothing (or route by it); gives the name of its column."""
+    if not isinstance(parameters or {}, dict):
+        raise LabError('parameters is a JSON object, such as {"density": 0.3}.')
+    return session.add(label or method, session.make(method, parameters or {}, weights or None, rank))
+
+
+def remove_columns(context: Context, session: Session) -> None:
+    """Let the columns of other methods go."""
+    session.others = {}
+    context.tidy()
+
+
+def pictures(context: Context, session: Session) -> dict[str, Chart]:
+    """The alphas as charts, and how they moved in the last run."""
+    grid, values = session.need(), session.alphas
+    found = {
+        "heatmap": charts.heatmap(values, grid),
+        "by-layer": charts.by_layer(values, grid),
+        "by-module": charts.by_module(values, grid),
+    }
+    view = context.jobs.find(session.job).view if session.job in context.jobs else {}
+    if len(view.get("drift", ())) > 1:
+        found["drift"] = charts.drift(list(view["drift"]), view["grid"])
+    return found
+
+
+# Asking
+
+
+def question(context: Context, prompt: str, template: str, gold: str = "") -> Question:
+    """A prompt as the model reads it; under the first template an answer is a program. Raises LabError."""
+    text = wrap(prompt, template, context.engine.tokenizer)
+    return Question(text, gold.strip(), TEMPLATES.get(template) == TASKS["code"].template)
+
+
+def example(context: Context, task: str, number: int | None = None) -> tuple[str, str, str]:
+    """(text, template, gold) of a test problem, by default any."""
+    found = task_questions(task, context.preset, 1, random.randrange(200) if number is None else number)[0]
+    head, _, tail = TASKS[task].template.partition("{text}")
+    label = next(label for label, text in TEMPLATES.items() if text == TASKS[task].template)
+    return found.prompt.removeprefix(head).removesuffix(tail), label, found.gold
+
+
+def judge(answers: Sequence[tuple[Question, str]]) -> list[tuple[Verdict | None, str]]:
+    """(verdict, value to show) of (question, text) pairs: programs are run in the sandbox; judged is what has a gold answer."""
+    programs = [extract_program(text) for _, text in answers]
+    outcomes = iter(run_programs([program for program in programs if program]))
+    return [_judged(*pair, next(outcomes) if program else None) for pair, program in zip(answers, programs, strict=True)]
+
+
+def _judged(question: Question, text: str, outcome) -> tuple[Verdict | None, str]:
+    if outcome is not None:
+        value = outcome.value if outcome.status == "ok" else outcome.message
+        if question.gold:
+            return score_program(text, question.gold, outcome), value
+        return Verdict("ran" if outcome.status == "ok" else outcome.status, None, outcome.value), value
+    if not question.gold:
+        return None, ""
+    if question.program:
+        return Verdict("no code", 0.0, ""), ""
+    try:
+        verdict = score_final_number(text, question.gold)
+    except LabError:  # gold in words: the text must hold it
+        right = question.gold.strip().lower() in text.lower()
+        verdict = Verdict("right" if right else "wrong", float(right), "")
+    return verdict, verdict.extracted
+
+
+def answers(
+    context: Context, session: Session, questions: Sequence[Question], columns: Sequence[str], max_new_tokens: int,
+    temperature: float, top_p: float, seed: int, *, run: bool = True, blind: bool = False,
+) -> Iterator[Comparison]:  # fmt: skip
+    """The comparison as it grows. run: programs are run and answers judged."""
+    if blind and len(columns) < 2:
+        raise LabError("A blind comparison needs at least two columns.")
+    decoding = Decoding(int(max_new_tokens or 0), float(temperature), float(top_p), int(seed or 0))
+    return compare(context.engine, session, questions, columns, decoding, judge=judge if run else None, blind=blind)
+
+
+def ask(
+    context: Context, session: Session, prompt: str = "", columns: list = [], template: str = next(iter(TEMPLATES)),
+    gold: str = "", max_new_tokens: int = 110, temperature: float = 0, top_p: float = 1, seed: int = 0,
+) -> Iterator[dict]:  # fmt: skip
+    """Answers side by side, streamed: column -> text, tokens, tokens_per_second, done, verdict, value."""
+    columns = columns.split(",") if isinstance(columns, str) else list(columns or [])
+    columns = [c.strip() for c in columns if c.strip()] or ["base", *session.need().skills, "merge"]
+    asked = [question(context, prompt, template, gold)]
+    for now in answers(context, session, asked, columns, max_new_tokens, temperature, top_p, seed):
+        yield {
+            column: {
+                "text": answer.text,
+                "tokens": answer.tokens,
+                "tokens_per_second": round(answer.speed, 1),
+                "done": answer.done,
+                "verdict": verdict.reason if verdict else None,
+                "value": value,
+            }
+            for column, answer, verdict, value in zip(
+                now.columns, now.answers[0], now.verdicts[0], now.values[0], strict=True
+            )
+        }
+
+
+def vote(context: Context, session: Session, choice: str | None) -> Comparison:
+    """Count a vote for a blind answer ("Answer B", or anything else for none); the comparison, revealed. Raises LabError."""
+    state = session.run
+    if state is None or not state.blind or not state.done:
+        raise LabError("There is nothing to vote on; ask a blind question first.")
+    if state.voted is not None:
+        raise LabError("You have voted on these answers already; ask again.")
+    if not choice:
+        raise LabError("Choose an answer first.")
+    letters = [f"Answer {LETTERS[i]}" for i in range(len(state.order))]
+    winner = state.players[state.order[letters.index(choice)]] if choice in letters else ""
+    context.ballot.cast(Vote(state.questions[0].prompt, state.players, winner))
+    state.voted = winner or "none"
+    return state
+
+
+# Learning
+
+
+def material(
+    context: Context, session: Session, rows: int, seed: int, files: Sequence[str] | None = None, method: str = ""
+) -> Material:
+    """What to learn or measure on: one's own files (one per skill), or what the preset has for the skills or the target."""
+    if files is not None:
+        if not files:
+            raise LabError("Choose your JSONL files first, one per skill.")
+        labels = [file.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0] for file in files]
+        pairs = {label: read_pairs(file)[:OWN_ROWS] for label, file in zip(labels, files, strict=True)}
+        return own_material(context.engine, context.preset, pairs, int(seed or 0))
+    recipe = get_method(method).recipe if method else None
+    if recipe is not None and recipe.data == "target":
+        return target_material(context.engine, context.preset, recipe.rows)
+    return skills_material(context.engine, context.preset, session.need().skills, int(rows or 0), int(seed or 0))
+
+
+def learn(
+    context: Context, session: Session, method: str = FIRST["method"], parameters: dict = FIRST["parameters"],
+    rows: int = 100, steps: int = 40, learning_rate: float = 0.1, batch_size: int = 8, seed: int = 0,
+    *, files: Sequence[str] | None = None,
+) -> str:  # fmt: skip
+    """Start learning on the skills' calibration data (a search: on examples of the target); gives the job's id."""
+    found = material(context, session, rows, seed, files, method)
+    work = learn_job(
+        context.engine, session.adapters, found, method=method, parameters=parameters or {}, steps=int(steps or 0),
+        learning_rate=float(learning_rate or 0), batch_size=int(batch_size or 0), seed=int(seed or 0),
+    )  # fmt: skip
+    session.job = context.jobs.submit("learn", work).id
+    return session.job
+
+
+def going_on(context: Context, job: str) -> Job | None:
+    """The job when it waits or runs."""
+    found = context.jobs.find(job) if job in context.jobs else None
+    return None if found is None or found.over else found
+
+
+def learn_status(context: Context, session: Session, job: str = "") -> dict:
+    """State, progress, losses and seconds left of a job."""
+    found = context.jobs.find(job)
+    return {
+        "state": found.state,
+        "progress": found.progress,
+        "place": context.jobs.place(found),
+        "losses": [round(x, 5) for x in found.view.get("losses", ())],
+        "seconds_left": found.seconds_left,
+        "message": found.message,
+        "held_out": found.result.held_out if found.result is not None else None,
+    }
+
+
+def learn_stop(context: Context, session: Session, job: str = "") -> str:
+    """End a job after its present step, keeping what it has."""
+    found = context.jobs.find(job)
+    context.jobs.stop(found)
+    return found.state
+
+
+def _learned(context: Context, session: Session, job: str) -> Outcome:
+    if not job:
+        raise LabError("Nothing has been learned yet; start a run.")
+    found = context.jobs.find(job)
+    if found.result is None:
+        raise LabError("That run has no result (yet); wait until it ends.")
+    session.job = job
+    return found.result
+
+
+def learn_use(context: Context, session: Session, job: str = "") -> str:
+    """Set the alphas that a job has learned; gives them as text."""
+    outcome = _learned(context, session, job)
+    if not outcome.grid.equals(session.need()):
+        raise LabError("That run was for other adapters; load those again.")
+    if outcome.alphas is None:
+        raise LabError("This method's result is no table of alphas; add it as a column instead.")
+    session.set(outcome.alphas)
+    return session.text
+
+
+def learn_column(context: Context, session: Session, job: str = "") -> str:
+    """Add what a job has learned, an adapter or a router, as a column; gives its name."""
+    outcome = _learned(context, session, job)
+    return session.add(f"learned {outcome.recipe['method']}", outcome.result(session.adapters))
+
+
+def delta_nll(
+    context: Context, session: Session, columns: list = [], rows: int = 100, seed: int = 0,
+    *, files: Sequence[str] | None = None, job: str = "",
+) -> dict:  # fmt: skip
+    """Loss of columns on each skill's held-out rows, nats per token: column -> skill -> loss."""
+    held = material(context, session, rows, seed, files).held
+    found = weigh(context.engine, session, columns or ["base", *session.grid.skills, "merge"], held)
+    outcome = context.jobs.find(job).result if job in context.jobs else None
+    if outcome is not None and outcome.grid.equals(session.grid):
+        aside = Session()
+        aside.take(session.adapters, context.engine.model, session.base)
+        aside.add("learned", outcome.result(session.adapters))
+        found |= weigh(context.engine, aside, ["learned"], held)
+        context.tidy()
+    return found
+
+
+def weigh_layers(
+    context: Context, session: Session, factor: float, rows: int, seed: int, *, files: Sequence[str] | None = None
+) -> str:
+    """Start to lower one layer after the other; gives the job's id."""
+    held = material(context, session, rows, seed, files).held
+    session.layers = context.jobs.submit("layers", layers_job(context.engine, session, held, float(factor))).id
+    return session.layers
+
+
+# Taking home
+
+
+def export(
+    context: Context, session: Session, column: str = "merge", dtype: str = "float32", folded: bool = False,
+    *, pad: bool = False,
+) -> Path:  # fmt: skip
+    """A column as the zip of a PEFT folder, or (folded) of the whole model."""
+    return takehome.as_zip(context.engine, session, column, dtype=dtype, pad=pad, folded=folded)
+
+
+def recipe(context: Context, session: Session, column: str = "merge") -> dict:
+    """The recipe of a column."""
+    return json.loads(takehome.recipe_text(session, column))
+
+
+def use_recipe(context: Context, session: Session, recipe: dict) -> str:
+    """Set what a recipe says; gives what was done."""
+    return takehome.apply_recipe(session, takehome.read_recipe(json.dumps(recipe)))
+
+
+def commands(context: Context, session: Session, column: str = "merge") -> str:
+    """Shell commands that make a column again."""
+    return takehome.commands(session, column, context.base_name)
+
+
+# What there is
+
+
+def methods(context: Context, session: Session) -> list:
+    """Every method: kind, source, formula, parameters."""
+    return [
+        {
+            "name": m.name,
+            "kind": m.kind,
+            "learned": m.recipe is not None,
+            "source": m.paper,
+            "formula": m.formula,
+            "parameters": {p.name: p.default for p in m.parameters},
+        }
+        for m in METHODS.values()
+    ]
+
+
+def sections(context: Context) -> tuple[dict[str, list], list[str]]:
+    """Records by section, preset and number of problems; and the files that are damaged or no records."""
+    records, damaged = read_records(context.results)
+    found: dict[str, list] = {}
+    for record in records:
+        name = f"{record.section} · {record.preset} · {record.n + record.unscored} problems"
+        found.setdefault(name, []).append(record)
+    return found, damaged
+
+
+_BOARDS: dict[tuple, tuple] = {}  # records are never edited, so their keys say whether a board is still right
+
+
+def board(records: list, reference: str = "cat") -> tuple:
+    """(chart, table as people read it)."""
+    key = tuple(record.key for record in records)
+    if key not in _BOARDS:
+        methods = {r.method for r in records}
+        table = tables.result_table(records, reference if reference in methods else records[0].method)
+        _BOARDS[key] = method_bars(table), tables.format_table(table)
+    return _BOARDS[key]
+
+
+def results(context: Context, session: Session, section: str = "") -> dict:
+    """The leaderboards: section -> rows; with a name only that one."""
+    found = {name: board(records)[1] for name, records in sections(context)[0].items() if section in ("", name)}
+    return {name: table.reset_index(names="method").to_dict("records") for name, table in found.items()}
+
+
+def records_in(context: Context, section: str) -> list:
+    """The records of a section. Raises LabError when there are none."""
+    found, _ = sections(context)
+    if section not in found:
+        raise LabError("There are no such records; run the section first (make results).")
+    return found[section]
+
+
+def find_record(records: list, method: str, seed: str):
+    """Raises LabError when there is none."""
+    found = [r for r in records if r.method == method and str(r.seed) == str(seed)]
+    if not found:
+        raise LabError(f"There is no record of {method} with seed {seed}.")
+    return found[0]
+
+
+def open_run(context: Context, session: Session, section: str, method: str, seed: str) -> tuple[list[str], str]:
+    """Set the mixer or add the column that a record is of; (columns to compare, what was done). Raises LabError."""
+    record = find_record(records_in(context, section), method, seed)
+    skills = session.need().skills
+    columns = ["base", *skills[:3], "merge"]
+    note = "" if str(record.seed) == "0" else " (The records of other seeds are of other skills than the shipped ones.)"
+    if record.coefficients:
+        c: Mapping = record.coefficients
+        takehome.apply_recipe(session, {"skills": c["skills"], "modules": c["modules"], "coefficients": c["values"]})
+        return columns, f"The mixer holds the coefficients of {method}, seed {seed}.{note}"
+    if method in skills or method == "base":
+        return list(dict.fromkeys(["base", method])), f"Compare asks {method}.{note}"
+    if method not in METHODS or METHODS[method].recipe is not None:
+        raise LabError(f"{method} was trained and its weights are not among the records; Compare cannot open it.")
+    return [*columns, add_method(context, session, method)], f"{method} is a column of Compare.{note}"

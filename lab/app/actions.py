@@ -248,6 +248,9 @@ def _judged(question: Question, text: str, outcome) -> tuple[Verdict | None, str
         return Verdict("ran" if outcome.status == "ok" else outcome.status, None, outcome.value), value
     if not question.gold:
         return None, ""
+    if question.task and not question.program:
+        (verdict,) = question.task.score([text], [question.example])
+        return verdict, verdict.extracted
     if question.program:
         return Verdict("no code", 0.0, ""), ""
     try:

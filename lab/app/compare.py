@@ -16,7 +16,7 @@ from lab.app.streaming import Answer, Decoding, stream
 from lab.errors import LabError
 from lab.evaluation.scorers import Verdict
 from lab.experiments.presets import Preset
-from lab.tasks import prompts
+from lab.tasks import Example, Task, prompts
 
 ROWS = 32  # of one batch
 TEMPLATES = {"Question → program": prompts.CODE, "Question → answer in words": prompts.MATHS, "as typed": "{text}"}
@@ -28,11 +28,14 @@ QUESTIONS = 500
 
 @dataclass(frozen=True)
 class Question:
-    """prompt: what the model reads. gold: the answer, "" when unknown. program: an answer must be a program."""
+    """prompt: what the model reads. gold: the answer, "" when unknown. program: an answer must be a program. task, example: where
+    it comes from; None for what a visitor typed."""
 
     prompt: str
     gold: str = ""
     program: bool = False
+    task: Task | None = None
+    example: Example | None = None
 
 
 Judge = Callable[[Sequence[tuple[Question, str]]], Sequence[tuple[Verdict | None, str]]]
@@ -81,7 +84,7 @@ def task_questions(name: str, preset: Preset, count: int, first: int = 0) -> lis
     found = task.load(preset.source(task.folder), "test", first + count, 0)[first:]
     if not found:
         raise LabError(f"{name} has fewer than {first + 1} test problems.")
-    return [Question(e.prompt, next(iter(e.targets), ""), name != "maths") for e in found]
+    return [Question(e.prompt, " or ".join(e.targets), task.template == prompts.CODE, task, e) for e in found]
 
 
 def compare(

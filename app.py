@@ -5,7 +5,6 @@ import os
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import argparse
 import gc
 import logging
 import sys
@@ -19,6 +18,7 @@ from lab.app.engine import Engine
 from lab.app.page import build_page
 from lab.app.server import Server, check_port, is_loopback
 from lab.app.sources import Access, open_adapter, shipped_folders, shipped_skills
+from lab.cli.options import Parser, integer
 from lab.errors import LabError
 from lab.experiments.presets import get_preset
 from lab.files import PROJECT, in_project
@@ -64,9 +64,7 @@ def build_app(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page until interrupted. 0 when it ended well, 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python app.py", description="Load LoRA skills, set or learn their alphas, compare, take the merge home."
-    )
+    parser = Parser(prog="python app.py", description="Load LoRA skills, set or learn their alphas, compare, take the merge home.")
     parser.add_argument("--base", default="", help="embedded, a model folder or a Hub id (default: the preset's)")
     parser.add_argument(
         "--adapters",
@@ -78,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--preset", default="embedded", help="embedded, small or paper: base, dtype and data (default embedded)"
     )
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860)")
+    parser.add_argument("--port", type=integer, default=7860, help="port to listen on (default 7860)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
@@ -91,7 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (default: a GPU when there is one)")
     parser.add_argument("--results", default="results", help="folder of the records (default results)")
-    options = parser.parse_args(arguments)
+    try:
+        options = parser.parse(sys.argv[1:] if arguments is None else arguments)
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # learning goes where the model is

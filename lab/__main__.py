@@ -1,8 +1,8 @@
-"""`python -m lab`: see lab.cli.commands."""
+"""`python -m lab`: see lab.cli.main."""
 
 import sys
 
-from lab.cli.commands import main
+from lab.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

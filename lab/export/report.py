@@ -1,8 +1,9 @@
 """What a set of adapters is, what of it fits together, and which methods are open to it: data first, then text."""
 
+import sys
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from lab.lora.adapter import (
     module_names,
     read_config,
 )
-from lab.lora.base import base_folder
+from lab.lora.base import base_folder, same_base
 from lab.lora.stacked import attach
 from lab.merging import METHODS, build, merge, search
 from lab.merging.registry import Method
@@ -182,15 +183,29 @@ def inspect(
         except LabError as error:
             described.append(_unreadable(source, name, str(error)))
     if base:
-        adapters = on_one_base(adapters, base)
+        adapters = on_one_base(adapters, base, note=lambda text: print(f"note: {text}", file=sys.stderr))
     return report(adapters, layout, described=described), adapters
 
 
-def on_one_base(adapters: Sequence[LoraAdapter], base: str) -> list[LoraAdapter]:
-    """The adapters with `base` as their base's name when they state different ones or none, otherwise as they are."""
-    if len({adapter.base for adapter in adapters if adapter.base}) == 1:
-        return list(adapters)
-    return [replace(adapter, base=base) for adapter in adapters]
+def on_one_base(
+    adapters: Sequence[LoraAdapter], base: str, note: Callable[[str], None] | None = None
+) -> list[LoraAdapter]:
+    """The adapters as ones of `base`, whatever each calls it.
+
+    note: told, in a sentence each, whose stated base could not be compared with this one. Raises LabError for an adapter whose
+    stated base is here and has other weights.
+    """
+    found = []
+    for adapter in adapters:
+        same = same_base(adapter.base, base) if adapter.base else True
+        if same is False:
+            raise LabError(
+                f"Adapter {adapter.name!r} was trained on {adapter.base}, whose weights are not those of {base}; give its own base."
+            )
+        if same is None and note:
+            note(f"{adapter.name} states the base {adapter.base}, which cannot be compared here; it is taken for {base}, as you say.")
+        found.append(replace(adapter, base=base))
+    return found
 
 
 def report(

@@ -84,6 +84,16 @@ def base_hash(source: str, revision: str | None = None) -> str:
     return content_hash(source, revision)
 
 
+def same_base(stated: str, given: str) -> bool | None:
+    """Whether two names mean one base: by name, or by the weights where both can be read here; None where that cannot be told."""
+    if stated == given or base_folder(stated).resolve() == base_folder(given).resolve():
+        return True
+    folders = [base_folder(source) for source in (stated, given)]
+    if not all(folder.is_dir() and any(folder.glob("*.safetensors")) for folder in folders):
+        return None
+    return content_hash(*sorted(folders[0].glob("*.safetensors"))) == content_hash(*sorted(folders[1].glob("*.safetensors")))
+
+
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise LabError(f"The base model folder {folder} does not exist.")

@@ -5,7 +5,6 @@ only warns about an unknown parameter. `run_notebook` refuses it before starting
 refuses it by calling `check_parameters(globals())` in the cell after its parameters.
 """
 
-import argparse
 import ast
 import contextlib
 import difflib
@@ -30,6 +29,7 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from traitlets import default
 
+from lab.cli.options import command_parser, integer
 from lab.errors import LabError
 from lab.experiments.presets import get_preset
 from lab.files import write_atomic
@@ -257,20 +257,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A failed notebook does not stop the others. A parameter goes to each notebook that has it.
     """
     about = "Run the sections' notebooks and make the pages."
-    parser = argparse.ArgumentParser(prog="python -m lab results", description=about)
+    parser = command_parser("results", about)
     parser.add_argument("--only", nargs="+", metavar="SECTION", help="names (or their beginnings) of notebooks")
     parser.add_argument("--full", action="store_true", help="the committed run: three seeds, more problems (hours)")
     parser.add_argument("--preset", help="embedded (default), small or paper")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="of skills, data order and coefficients")
+    parser.add_argument("--seeds", nargs="+", type=integer, metavar="SEED", help="of skills, data order and coefficients")
     parser.add_argument("--no-train", action="store_true", help="a skill that is not in the store is an error")
-    parser.add_argument("--jobs", type=int, help="notebooks at a time (default 2 with the embedded preset, else 1)")
+    parser.add_argument("--jobs", type=integer, help="notebooks at a time (default 2 with the embedded preset, else 1)")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
                         help="another parameter of the notebooks, such as -p problems 50")  # fmt: skip
     parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder of the notebooks")
     parser.add_argument("--runs", type=Path, default=Path("artifacts/runs"), help="where executed notebooks go")
     where = "where pages and records go (default results/quick, with --full results, else results/PRESET)"
     parser.add_argument("--results", type=Path, help=where)
-    options = parser.parse_args(arguments)
+    options = parser.parse(sys.argv[2:] if arguments is None else arguments)
 
     given = {name: _value(text) for name, text in options.parameters}
     given |= {} if options.seeds is None else {"seeds": options.seeds}

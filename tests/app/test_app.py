@@ -23,7 +23,7 @@ from lab.app.streaming import Decoding, stream
 from lab.app.tab_compare import _ratings
 from lab.app.turns import Turns
 from lab.app.votes import Ballot, Vote, elo
-from lab.cli.commands import main as command
+from lab.cli.main import main as command
 from lab.errors import LabError
 from lab.evaluation.generate import end_tokens, generate
 from lab.experiments.presets import get_preset

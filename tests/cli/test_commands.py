@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from lab.cli import commands
-from lab.cli.commands import main, read_pairs
+from lab.cli.learn import _examples, read_pairs
+from lab.cli.main import main
+from lab.experiments.candidates import CANDIDATES
 from lab.files import PROJECT
 from lab.lora.adapter import ENGINE_RANKS, load, save
 from lab.lora.base import load_base
@@ -18,6 +19,8 @@ from lab.merging import METHODS, merge
 from lab.merging.routing import load_router
 from tests.lora.test_adapter import edit_config, edit_weights, with_first
 from tests.tiny_models import adapter, peft_model
+
+CONTROLS = {name for name, found in {**CANDIDATES, **METHODS}.items() if found.role in ("control", "data")}
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +62,13 @@ def told(capsys, arguments, code=2):
 def test_methods_lists_everything_with_source_and_formula(capsys):
     assert main(["methods"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
-    assert set(lines) == set(METHODS) | set(commands.CONTROLS)
+    assert set(lines) == set(METHODS) | CONTROLS
     for name, method in METHODS.items():
         assert all(text in lines[name] for text in (method.formula, method.kind, method.paper.rpartition("/")[2]))
     assert main(["methods", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["ties"]["parameters"][0]["name"] == "density" and rows["ties"]["parameters"][0]["high"] == 1
-    assert {name for name, row in rows.items() if row["group"] == "control"} == set(commands.CONTROLS)
+    assert {name for name, row in rows.items() if row["group"] == "control"} == CONTROLS
     assert rows["random_loras"]["source"].endswith("2602.12323") and all(row["summary"] for row in rows.values())
 
 
@@ -190,13 +193,13 @@ def test_learn_gives_a_router_where_the_method_is_one(here, tiny_base, capsys):
 
 
 def test_the_embedded_world_is_data_too():
-    examples, digests = commands._examples(["world"], 3, 0)
+    examples, digests = _examples(["world"], 3, 0)
     assert len(examples) == 6 and digests and all(e.prompt and e.completion for e in examples)
 
 
 def test_every_command_line_error_is_one_sentence_and_help_is_quick():
     code = (
-        "import sys; from lab.cli.commands import main; assert main(['--help']) == 0\n"
+        "import sys; from lab.cli.main import main; assert main(['--help']) == 0\n"
         "try: main(['learn', '--help'])\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)))"
     )

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.cli.commands import main
+from lab.cli.main import main
 from lab.errors import LabError
 from lab.lora.adapter import save
 from lab.merging import merge, merge_full_rank

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from lab.cli import commands
+from lab.cli.main import main as command
 from lab.errors import LabError
 from lab.experiments.comparison import compare
 from lab.experiments.presets import ALL_LINEAR, PAPER_TARGETS, get_preset
@@ -137,15 +137,15 @@ def test_the_command_asks_no_network(monkeypatch, capsys):
         raise AssertionError("the plan asked the network")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    assert commands.main(["plan", "--preset", "paper", "--only", "s5_1", "s5_3", "--full"]) == 0
+    assert command(["plan", "--preset", "paper", "--only", "s5_1", "s5_3", "--full"]) == 0
     told = capsys.readouterr().out
     for needed in ("huggyllama/llama-7b at 4782ad278652c7c71b72204d462d6d01eaaf7549  13.5 GB", "6,738 M parameters",
                    "rajpurkar/squad_v2 at 3ffb306f725f7d2ce8394bc1873b24868140c412", "3 ×   33,330 steps",
                    "more than the 24.0 GB here", "4·N·D"):  # fmt: skip
         assert needed in told
-    assert commands.main(["plan", "--preset", "small", "--only", "s5_1"]) == 0
+    assert command(["plan", "--preset", "small", "--only", "s5_1"]) == 0
     assert "more than" not in capsys.readouterr().out
-    assert commands.main(["plan", "--preset", "embedded", "--only", "s5_1"]) == 0
+    assert command(["plan", "--preset", "embedded", "--only", "s5_1"]) == 0
     assert "To fetch: nothing" in capsys.readouterr().out
 
 
@@ -158,5 +158,5 @@ def test_the_command_asks_no_network(monkeypatch, capsys):
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told(given, told, capsys):
-    assert commands.main(["plan", "--only", "s5_1", *given]) == 2
+    assert command(["plan", "--only", "s5_1", *given]) == 2
     assert told in capsys.readouterr().err

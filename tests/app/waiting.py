@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-PATIENCE = 900  # seconds
+PATIENCE = 300  # seconds
 
 
 def until(condition: Callable, patience: float = PATIENCE):

@@ -190,12 +190,11 @@ def inspect(
 def on_one_base(
     adapters: Sequence[LoraAdapter], base: str, note: Callable[[str], None] | None = None
 ) -> list[LoraAdapter]:
-    """The adapters as ones of `base`, whatever each calls it.
+    """The adapters as ones of `base`: as they are when they all state one, else with this name.
 
     note: told, in a sentence each, whose stated base could not be compared with this one. Raises LabError for an adapter whose
     stated base is here and has other weights.
     """
-    found = []
     for adapter in adapters:
         same = same_base(adapter.base, base) if adapter.base else True
         if same is False:
@@ -204,8 +203,8 @@ def on_one_base(
             )
         if same is None and note:
             note(f"{adapter.name} states the base {adapter.base}, which cannot be compared here; it is taken for {base}, as you say.")
-        found.append(replace(adapter, base=base))
-    return found
+    agree = len({adapter.base for adapter in adapters if adapter.base}) == 1
+    return list(adapters) if agree else [replace(adapter, base=base) for adapter in adapters]
 
 
 def report(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lab.experiments.candidates.registry import CANDIDATES, candidate, of_method
+from lab.experiments.candidates.registry import CANDIDATES, Candidate, candidate, of_method
 from lab.experiments.context import Entry, RunContext
 from lab.lora.adapter import LoraAdapter, LoraFactors
 from lab.merging import METHODS, learn, merge
@@ -54,6 +54,18 @@ def static(context: RunContext, method: str, **parameters) -> Entry:
         return merge(method, context.skills, **parameters), {}
 
     return context.made(method, context.method_key(method, parameters), build)
+
+
+def by_hand(alphas: str) -> dict[str, Candidate]:
+    """A candidate of this run alone: `cat_static` with rules of lab.merging.alphas over its weights; {} without any."""
+
+    def make(context: RunContext) -> Entry:
+        def build(_: Path) -> tuple[LoraAdapter, dict]:
+            return merge("cat_static", context.skills, alphas=alphas), {}
+
+        return context.made("by_hand", {**context.method_key("cat_static", {}), "alphas": alphas}, build)
+
+    return {"by_hand": dataclasses.replace(of_method("cat_static"), name="by_hand", label="Alphas by hand", make=make)} if alphas else {}
 
 
 def cat_released(context: RunContext) -> Entry:

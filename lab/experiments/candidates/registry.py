@@ -108,6 +108,8 @@ def describe(name: str, skills: Iterable[str] = ()) -> Candidate:
         return CANDIDATES[name]
     if name in METHODS:
         return of_method(name)
+    if name == "by_hand":  # of a notebook's `alphas` (merges.by_hand)
+        return replace(of_method("cat_static"), name=name, label="Alphas by hand")
     for suffix, chosen in SUFFIXES.items():
         method = name.removesuffix(f"_{suffix}")
         if method != name and method in METHODS:

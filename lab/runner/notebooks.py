@@ -232,7 +232,10 @@ NOTEBOOKS = {
         FEW | {"methods": ["cat_static", "task_arithmetic", "cat_random", "cat", "rank_cat", *CONTROLS[4:]]},
         SEEDS | {
             "problems": 200, "settings": {"own_test": 20},
-            "methods": [*CONTROLS[:4], "task_arithmetic", "rank_cat", "moe", *CONTROLS[4:]],
+            "methods": [
+                *CONTROLS[:4], "cat_softmax", "task_arithmetic", "rank_cat", "moe", "new_lora", "new_lora_compute", "random_loras_softmax",
+                "rescale_one",
+            ],
         },
         minutes=(5, 95),  # the longest first: what it shares with 5.2 and 5.3, the store makes once for both
     ),

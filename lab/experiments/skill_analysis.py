@@ -18,8 +18,8 @@ from lab.experiments.candidates import describe
 from lab.experiments.candidates.merges import random_adapters
 from lab.experiments.context import RunContext
 from lab.lora.adapter import LoraAdapter, LoraFactors
+from lab.lora.module_names import grid
 from lab.merging.cores import support, to_cores
-from lab.pages.figures import module_grid
 from lab.records.record import RunRecord, skill_names
 
 SAME_START, OTHER_START = "two skills of one seed", "two skills of two seeds"
@@ -121,12 +121,19 @@ def spectrum_lines(adapters: Sequence[LoraAdapter]) -> dict[str, list[float]]:
     """Kind of module -> singular values, each a mean over layers and over the adapters (the seeds of one skill)."""
     values = {(number, m): singular_values(f) for number, a in enumerate(adapters) for m, f in a.modules.items()}
     lines = {}
-    for kind, column in module_grid({m: m for a in adapters for m in a.modules}).items():
+    for kind, column in as_grid({m: m for a in adapters for m in a.modules}).items():
         modules = set(column.dropna())
         found = [v for (_, module), v in values.items() if module in modules]
         shortest = min(map(len, found))
         lines[kind] = torch.stack([v[:shortest] for v in found]).mean(0).tolist()
     return lines
+
+
+def as_grid(values: Mapping[str, object]) -> pd.DataFrame:
+    """Values of modules (by name) as layers × projections, for `figures.heatmaps`; missing where a layer has no such module."""
+    layers, projections, places = grid(values)
+    found = {(layers[row], projections[column]): values[module] for module, (row, column) in places.items()}
+    return pd.Series(found).unstack().reindex(columns=projections).sort_index()
 
 
 def overlap(first: LoraAdapter, second: LoraAdapter) -> pd.DataFrame:

@@ -27,6 +27,7 @@ import torch
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, module_names
+from lab.lora.module_names import ATTENTION, MLP, parse, usual_order
 from lab.merging.registry import seeded_generator
 
 LIMIT = 10.0  # alphas lie in [-LIMIT, LIMIT]
@@ -38,11 +39,7 @@ CURVES = {
     "late": lambda depth: np.clip(3 * depth - 1, 0, 1),
     "ring": lambda depth: np.sin(np.pi * depth),  # the middle layers high
 }
-GROUPS = {
-    "attn": ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "out_proj", "dense"),
-    "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "fc1", "fc2", "w1", "w2", "w3"),
-}
-_USUAL = (*GROUPS["attn"][:4], *GROUPS["mlp"][:3])
+GROUPS = {"attn": ATTENTION, "mlp": MLP}  # words of the language -> groups of modules
 
 
 @dataclass(frozen=True)
@@ -61,15 +58,8 @@ class Grid:
 
     @cached_property
     def places(self) -> tuple[tuple[int | None, str], ...]:
-        """(layer, kind) of each module: (3, 'q_proj'). A kind is the name's last part, or more where that is shared."""
-        split = [split_name(module) for module in self.modules]
-        last = Counter(path.rsplit(".", 1)[-1] for path in {path for layer, path in split if layer is not None})
-
-        def kind(path: str) -> str:
-            short = path.rsplit(".", 1)[-1]
-            return short if last[short] == 1 else path
-
-        return tuple((layer, path if layer is None else kind(path)) for layer, path in split)
+        """(layer, kind) of each module: (3, 'q_proj'), the kind as lab.lora.module_names has it."""
+        return tuple((parse(module).layer, parse(module).projection) for module in self.modules)
 
     @cached_property
     def layers(self) -> tuple[int | None, ...]:
@@ -77,8 +67,7 @@ class Grid:
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        found = dict.fromkeys(kind for _, kind in self.places)
-        return tuple(sorted(found, key=lambda k: _USUAL.index(k) if k in _USUAL else len(_USUAL)))
+        return tuple(sorted({kind for _, kind in self.places}, key=usual_order))
 
     @cached_property
     def depth(self) -> np.ndarray:
@@ -94,12 +83,6 @@ class Grid:
     def equals(self, other: "Grid") -> bool:
         same = self.skills == other.skills and self.modules == other.modules
         return same and bool((self.present == other.present).all())
-
-
-def split_name(module: str) -> tuple[int | None, str]:
-    """(layer, path inside it) of a module's name; (None, the whole name) where it belongs to no layer."""
-    found = re.match(r"(?:.*?\.)?(\d+)\.(.+)$", module)
-    return (int(found[1]), found[2]) if found else (None, module)
 
 
 def short_kind(kind: str) -> str:
@@ -285,7 +268,8 @@ def _kinds(word: str, grid: Grid) -> list[str]:
         return list(grid.kinds)
     named = [kind for kind in grid.kinds if word in (kind, short_kind(kind))]
     if not named and word.lower() in GROUPS:
-        named = [kind for kind in grid.kinds if kind.rsplit(".", 1)[-1] in GROUPS[word.lower()]]
+        group = GROUPS[word.lower()]
+        named = [kind for kind in grid.kinds if any(parse(m).group == group for m, (_, k) in zip(grid.modules, grid.places) if k == kind)]
     if not named:
         known = ", ".join((*grid.skills, *map(short_kind, grid.kinds), *GROUPS))
         raise LabError(f"{word!r} is neither a skill nor a kind of module; there are {known}.")

@@ -1,7 +1,6 @@
 """Coefficients of a concatenation: what learned methods learn, and the concatenation that they turn into."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
+from lab.lora.module_names import parse
 from lab.merging.registry import seeded_generator
 
 Parametrisation = Literal["softmax", "sigmoid", "free"]
@@ -125,5 +125,4 @@ def _raw_start(parametrisation: str, start: float | None, k: int) -> float:
 def _unit(module: str, granularity: str) -> str:
     if granularity == "model":
         return "model"
-    layer = re.match(r"(?:.*?\.)?\d+(?=\.|$)", module)
-    return layer[0] if granularity == "layer" and layer else module
+    return parse(module).block if granularity == "layer" else module

@@ -23,6 +23,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from lab.errors import LabError
 from lab.experiments.candidates import ROLES, describe
+from lab.lora.module_names import grid
 from lab.records.record import REASONS, RunRecord
 
 INK = "#767b84"  # text and axes; pages put their own text colour in its place
@@ -172,10 +173,10 @@ def coefficient_heatmap(record: RunRecord, title: str = "Coefficients of the mer
     beside = 2 if len(kinds) <= 8 else 1
     rows = -(-len(skills) // beside)
     chart, panels = _chart(rows * (0.24 * len(layers) + 1.15) + 0.7, rows, min(beside, len(skills)))
-    for panel, skill, grid in zip(panels, skills, grids, strict=False):
-        mesh = panel.pcolormesh(np.ma.masked_invalid(grid), cmap=_DIVERGING, norm=norm, edgecolors=INK, linewidth=0.15)
+    for panel, skill, values in zip(panels, skills, grids, strict=False):
+        mesh = panel.pcolormesh(np.ma.masked_invalid(values), cmap=_DIVERGING, norm=norm, edgecolors=INK, linewidth=0.15)
         if len(layers) <= 12 and beside == 2:
-            for (y, x), value in np.ndenumerate(grid):
+            for (y, x), value in np.ndenumerate(values):
                 if np.isfinite(value):
                     ink = "white" if abs(norm(value) - 0.5) > 0.36 else "#15181d"
                     panel.text(x + 0.5, y + 0.5, _short(value), ha="center", va="center", fontsize=7, color=ink)
@@ -198,21 +199,13 @@ def coefficient_heatmap(record: RunRecord, title: str = "Coefficients of the mer
 
 def coefficient_grids(record: RunRecord) -> tuple[list[int], list[str], np.ndarray]:
     """Layers, kinds of modules, and a run's coefficients, (skills, layers, kinds); NaN where a layer has no such module."""
-    places = [_layer_and_kind(module) for module in record.coefficients["modules"]]
-    layers = sorted({layer for layer, _ in places})
-    kinds = sorted({kind for _, kind in places}, key=_kind_order)
-    grids = np.full((len(record.coefficients["skills"]), len(layers), len(kinds)), np.nan)
-    for grid, row in zip(grids, record.coefficients["values"], strict=True):
-        for (layer, kind), value in zip(places, row, strict=True):
-            grid[layers.index(layer), kinds.index(kind)] = value
-    return layers, kinds, grids
-
-
-def module_grid(values: Mapping[str, float]) -> pd.DataFrame:
-    """Values of modules (by name) as layers × kinds, for `heatmaps`; NaN where a layer has no such module."""
-    places = {_layer_and_kind(module): value for module, value in values.items()}
-    kinds = sorted({kind for _, kind in places}, key=_kind_order)
-    return pd.Series(places).unstack().reindex(columns=kinds).sort_index()
+    modules = record.coefficients["modules"]
+    layers, projections, places = grid(modules)
+    grids = np.full((len(record.coefficients["skills"]), len(layers), len(projections)), np.nan)
+    for values, row in zip(grids, record.coefficients["values"], strict=True):
+        for module, value in zip(modules, row, strict=True):
+            values[places[module]] = value
+    return layers, projections, grids
 
 
 def heatmaps(
@@ -236,7 +229,7 @@ def heatmaps(
         mesh = panel.pcolormesh(np.ma.masked_invalid(grid), cmap=_SEQUENTIAL, norm=norm)
         told = width <= 8 and values.size <= 150
         if told:
-            for (y, x), value in np.ndenumerate(grid):
+            for (y, x), value in np.ndenumerate(values):
                 if np.isfinite(value):
                     ink = "white" if norm(value) > 0.55 else "#15181d"
                     text = _short(value) if digits else f"{value:.0f}"
@@ -654,17 +647,6 @@ def _signs(chart: Chart, marks: Mapping) -> None:
     handles = [Line2D([], [], **sign, label=mark) for sign, mark in zip(_SIGNS, marks, strict=False)]
     if handles:
         chart.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, labelcolor=INK, fontsize=9, borderpad=0)
-
-
-def _layer_and_kind(module: str) -> tuple[int, str]:
-    """(3, 'q_proj') of 'model.layers.3.self_attn.q_proj'; a module outside the layers counts as layer 0 with its full name."""
-    match = re.match(r"(?:.*?\.)?(\d+)\.(.+)$", module)
-    return (int(match[1]), match[2].rsplit(".", 1)[-1]) if match else (0, module)
-
-
-def _kind_order(kind: str) -> tuple:
-    usual = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    return (usual.index(kind) if kind in usual else len(usual), kind)
 
 
 def _short(value: float) -> str:

@@ -8,9 +8,8 @@ The arithmetic (N: parameters that multiply each token; D: tokens, padding inclu
 
 import dataclasses
 import functools
-import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lab.errors import LabError
@@ -23,6 +22,7 @@ from lab.lora.base import base_folder
 from lab.merging.learn import HELD_OUT
 from lab.pages.site import duration
 from lab.runner import notebooks
+from lab.runner.shape import CONFIGS, Shape, shape_of
 from lab.tasks import Task
 from lab.tasks.rows import HubSet
 from lab.tasks.splits import CALIBRATION_SHARE
@@ -30,73 +30,6 @@ from lab.tasks.splits import CALIBRATION_SHARE
 CHARACTERS = 3.5  # a token, of English with numbers and code, where no tokenizer is at hand
 PADDING = 1.1  # tokens of a batch to tokens of its rows, which are of like length
 SAMPLE = 200  # rows read where they are at hand
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What decides a Llama-like base's cost. Widths in numbers; tied: the head is the embedding; bias: of q, k and v."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    tied: bool = False
-    bias: bool = False
-
-    def widths(self, target: str) -> tuple[int, int]:
-        """(in, out) of a linear module, by the end of its name."""
-        inner, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        known = {
-            "q_proj": (self.hidden, inner), "k_proj": (self.hidden, kv), "v_proj": (self.hidden, kv),
-            "o_proj": (inner, self.hidden), "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate), "down_proj": (self.intermediate, self.hidden),
-        }  # fmt: skip
-        if target not in known:
-            raise LabError(f"The plan knows no module called {target!r}; it knows {', '.join(known)}.")
-        return known[target]
-
-    @property
-    def parameters(self) -> int:
-        names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-        linear = sum(math.prod(self.widths(name)) for name in names)
-        biases = sum(self.widths(name)[1] for name in names[:3]) if self.bias else 0
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.layers * (linear + biases + 2 * self.hidden) + self.hidden + embeddings
-
-    @property
-    def multiplied(self) -> int:
-        """Parameters that multiply each token: all but the embedding, which is looked up. The head counts, tied or not."""
-        return self.parameters - (0 if self.tied else self.vocabulary * self.hidden)
-
-    def lora(self, targets: Iterable[str], rank: int) -> int:
-        """Parameters of a LoRA."""
-        return self.layers * sum(rank * sum(self.widths(target)) for target in targets)
-
-    def kept(self, targets: Sequence[str], rank: int, dropout: bool, size: float) -> float:
-        """Bytes per token that a training step keeps in the layers for its backward pass. size: bytes of a number.
-
-        Kept are the residuals before both norms, queries, keys, values and attention's output, three widths of the MLP, and
-        what goes into each LoRA and comes out of its A. With dropout each LoRA has its input to itself, and a mask of a
-        byte for each number.
-        """
-        inner, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        numbers = 2 * self.hidden + 2 * inner + 2 * kv + 3 * self.intermediate + rank * len(targets)
-        if dropout:
-            inputs = sum(self.widths(target)[0] for target in targets)
-            return self.layers * ((numbers + inputs) * size + inputs)
-        # Modules that read the same; o_proj's input is attention's output, which is kept anyway.
-        groups = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("down_proj",))
-        inputs = sum(self.widths(group[0])[0] for group in groups if set(group) & set(targets))
-        return self.layers * (numbers + inputs) * size
-
-
-SHAPES = {
-    "huggyllama/llama-7b": Shape(4096, 32, 32, 32, 128, 11008, 32000),
-    "Qwen/Qwen2.5-0.5B": Shape(896, 24, 14, 2, 64, 4864, 151936, tied=True, bias=True),
-}
 
 
 @dataclass(frozen=True)
@@ -192,27 +125,6 @@ class SectionPlan:
     @property
     def seconds(self) -> float:
         return sum(job.seconds for job in self.jobs) + self.answering
-
-
-def shape_of(base: str) -> Shape:
-    """Of a base that is known, or of a folder with its config.json. Raises LabError for another."""
-    if base in SHAPES:
-        return SHAPES[base]
-    path = base_folder(base) / "config.json"
-    if not path.is_file():
-        raise LabError(
-            f"The shape of {base!r} is not known without fetching it; give --base with a folder that holds its config.json."
-        )
-    try:
-        config = json.loads(path.read_text())
-        heads = config["num_attention_heads"]
-        return Shape(
-            config["hidden_size"], config["num_hidden_layers"], heads, config.get("num_key_value_heads", heads),
-            config.get("head_dim") or config["hidden_size"] // heads, config["intermediate_size"], config["vocab_size"],
-            config.get("tie_word_embeddings", False), config.get("attention_bias", config.get("model_type") == "qwen2"),
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LabError(f"{path} is not the config of a Llama-like model (wanting: {error}).") from error
 
 
 @functools.cache
@@ -467,7 +379,7 @@ def downloads(plans: Sequence[SectionPlan]) -> dict[str, float]:
     found: dict[str, float] = {}
     for plan in plans:
         p = plan.preset
-        if p.base in SHAPES:
+        if p.base in CONFIGS:
             found[f"{p.base} at {p.revision or 'its newest revision'}"] = 2.0 * shape_of(p.base).parameters
     sets: dict[HubSet, Size] = {}
     for plan in plans:

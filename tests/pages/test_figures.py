@@ -127,10 +127,12 @@ def test_heatmap_places_every_module():
         figures.coefficient_heatmap(SimpleNamespace(method="ties", coefficients=None))
 
 
-def test_module_names():
-    assert figures._layer_and_kind("model.layers.12.self_attn.q_proj") == (12, "q_proj")
-    assert figures._layer_and_kind("transformer.h.3.attn.c_attn") == (3, "c_attn")
-    assert figures._layer_and_kind("lm_head") == (0, "lm_head")
+def test_projections_of_one_name_are_two_columns():
+    """GPT-2 has a c_proj in attention and one in the MLP; the map once showed only the latter."""
+    modules = [f"transformer.h.{layer}.{part}.c_proj" for layer in range(2) for part in ("attn", "mlp")]
+    found = SimpleNamespace(method="cat", coefficients={"skills": ["a"], "modules": modules, "values": [[1.0, 2.0, 3.0, 4.0]]})
+    layers, projections, grids = figures.coefficient_grids(found)
+    assert (layers, projections) == ([0, 1], ["attn.c_proj", "mlp.c_proj"]) and grids[0].tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
 def test_long_curves_are_thinned_without_moving():

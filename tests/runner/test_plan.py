@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaForCausalLM
 
 from lab.cli.main import main as command
 from lab.errors import LabError
@@ -13,27 +13,33 @@ from lab.experiments.comparison import compare
 from lab.experiments.presets import ALL_LINEAR, PAPER_TARGETS, get_preset
 from lab.experiments.sections import FORMATS_1_2, FORMATS_1_4, FORMATS_2_4, MATH_CODE, READING, SECTIONS
 from lab.runner import plan
-from lab.runner.plan import SHAPES, Shape, data_of, plan_section, shape_of, size_of
+from lab.runner.plan import data_of, plan_section, size_of
+from lab.runner.shape import CONFIGS, count, shape_of
 from lab.training.loop import Batch, token_loss
-from tests.tiny_models import llama, peft_model
+from tests.tiny_models import gpt2, llama, peft_model
 
-CLASSES = {"huggyllama/llama-7b": (LlamaConfig, LlamaForCausalLM, 6_738_415_616),
-           "Qwen/Qwen2.5-0.5B": (Qwen2Config, Qwen2ForCausalLM, 494_032_768)}  # fmt: skip
-TINY = Shape(16, 2, 4, 2, 4, 24, 32)  # tiny_models.llama
+PUBLISHED = {"huggyllama/llama-7b": 6_738_415_616, "Qwen/Qwen2.5-0.5B": 494_032_768}
+TINY = count(llama().config)
 
 
-@pytest.mark.parametrize("base", SHAPES)
-def test_parameters_are_those_of_the_config_class(base):
-    shape, (config, model, published) = SHAPES[base], CLASSES[base]
-    with torch.device("meta"):
-        made = model(config(
-            hidden_size=shape.hidden, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-            vocab_size=shape.vocabulary, num_key_value_heads=shape.kv_heads,
-            intermediate_size=shape.intermediate, tie_word_embeddings=shape.tied,
-        ))  # fmt: skip
-    assert sum(p.numel() for p in made.parameters()) == shape.parameters == published
-    linear = sum(m.weight.numel() for m in made.modules() if isinstance(m, torch.nn.Linear))
-    assert 0 <= shape.multiplied - linear < 0.001 * linear  # norms and biases
+@pytest.mark.parametrize("base", CONFIGS)
+def test_parameters_are_the_published_ones(base):
+    shape = shape_of(base)
+    assert shape.parameters == PUBLISHED[base]
+    inside = sum(m.inside * m.outside for m in shape.linear) + shape.vocabulary * shape.hidden
+    assert 0 <= shape.multiplied - inside < 0.001 * inside  # norms and biases
+
+
+def test_any_architecture_has_a_shape():
+    """GPT-2 keeps its weights as (in, out) and ties its head; NeoX fuses q, k and v."""
+    for model in (gpt2(), AutoModelForCausalLM.from_config(GPTNeoXConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=32))):
+        shape = count(model.config)
+        assert shape.parameters == sum(p.numel() for p in model.parameters())
+        target = "c_attn" if model.config.model_type == "gpt2" else "query_key_value"
+        adapted = peft_model(model, r=4, target_modules=[target])
+        assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == shape.lora([target], 4)
+    with pytest.raises(LabError, match="no module called 'w9'"):
+        TINY.lora(["w9"], 4)
 
 
 @pytest.mark.parametrize("targets", [PAPER_TARGETS, ALL_LINEAR, ("q_proj", "o_proj")])
@@ -67,7 +73,7 @@ def test_a_folder_is_read(tiny_base, tmp_path):
     with pytest.raises(LabError, match="owner/name.*not known.*--base"):
         shape_of("owner/name")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(LabError, match="not the config of a Llama-like model"):
+    with pytest.raises(LabError, match="not the config of a causal language model"):
         shape_of(str(tmp_path))
 
 

@@ -1,12 +1,12 @@
 """LoRA-Flow: one gate per layer, fed with what enters the layer (arXiv 2402.11455, Section 3)."""
 
-import re
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lab.errors import LabError
+from lab.lora.module_names import parse
 from lab.lora.stacked import Stack
 from lab.merging.registry import Recipe, merge_method
 from lab.merging.routing import Router, token_scores
@@ -30,8 +30,7 @@ class lora_flow(Router):
 
     def __init__(self, stack: Stack):
         super().__init__(stack)
-        layers = [re.match(r"(?:.*?\.)?\d+(?=\.|$)", module) for module in stack.modules]
-        names = [layer[0] if layer else module for layer, module in zip(layers, stack.modules, strict=True)]
+        names = [parse(module).block for module in stack.modules]
         self.layers = tuple(dict.fromkeys(names))
         self.layer_of = [self.layers.index(name) for name in names]
         k, hidden = len(self.skills), stack.model.config.hidden_size

@@ -319,13 +319,13 @@ def test_pages_of_records_run_their_own_script_only(pages, name):
 def test_the_leaderboard_is_a_plain_table_with_intervals_and_records(pages):
     page = (pages / "leaderboard.html").read_text()
     rows = {(row[0], row[2].split(" embedded")[0]): row for row in cells(page)}
-    cat = rows["Learned CAT", "5.1 Hard maths"]
+    cat = rows["CAT", "5.1 Hard maths"]
     assert cat[1].startswith("75.0 (") and cat[4:6] == ["4", "2"] and cat[6] == "50.0 (maths 60.0, code 40.0)"
     assert cat[7:9] == ["32", "1,235"] and cat[9] == "last number 25.0"
     assert cat[10].count("json") == 2 and cat[10].count("rows") == 2
     kept_out = rows["Data mix", "5.1 Hard maths"]
     assert kept_out[1].startswith("50.0 (") and "rows" not in kept_out[10]  # one seed: its record has the interval
-    assert ("Learned CAT", "s5_4_prompt_formats 1 4") not in rows and ("Learned CAT", "s5 4 prompt formats 1 4") in rows
+    assert ("CAT", "s5_4_prompt_formats 1 4") not in rows and ("CAT", "s5 4 prompt formats 1 4") in rows
     scores = [float(row[1].split()[0]) for row in cells(page) if row[2].startswith("5.1")]
     assert scores == sorted(scores, reverse=True)
 
@@ -430,7 +430,7 @@ def test_another_run_of_a_method_is_told_apart(tmp_path):
     (board,), _ = boards.boards(load_records(tmp_path / "records"))
     lines = [line for line in boards.lines(board) if line.method == "cat"]
     assert len({line.name for line in lines}) == 2 and all(
-        re.fullmatch(r"Learned CAT \([0-9a-f]{6}\)", line.name) for line in lines
+        re.fullmatch(r"CAT \([0-9a-f]{6}\)", line.name) for line in lines
     )
     assert [[r.seed for r in line.records] for line in lines] == [[0, 1], [0, 1]]
     for line in lines:

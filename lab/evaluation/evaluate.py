@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab.errors import LabError
-from lab.evaluation.generate import generate
+from lab.evaluation.generate import further_ends, generate
 from lab.evaluation.likelihood import most_likely
 from lab.evaluation.scorers import Verdict
 from lab.files import content_hash
@@ -62,8 +62,9 @@ def evaluate(
         "top_p": decoding.top_p, "seed": decoding.seed,
     }  # fmt: skip
     sampled = {"batch_size": decoding.batch_size} if decoding.temperature else {}  # each batch draws from its own seed
+    ends = {"ends": found} if (found := further_ends(model, tokenizer)) else {}
     completions = remember(
-        "answers", {"prompts": content_hash(prompts), "decoding": options | sampled},
+        "answers", {"prompts": content_hash(prompts), "decoding": options | sampled | ends},
         lambda partial: generate(model, tokenizer, prompts, partial=partial, label=label, batch_size=decoding.batch_size, **options),
     )  # fmt: skip
     answered = time.monotonic()

@@ -95,7 +95,8 @@ def test_finished_work_is_found_and_damaged_work_done_again(tmp_path):
     assert find_record(tmp_path, "s", record.key) == record
     assert find_record(tmp_path, "s", content_hash("other")) is None
     record.path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
-    assert find_record(tmp_path, "s", record.key) is None
+    with pytest.warns(UserWarning, match=f"{record.path.name}, or its completions, is damaged: it is made again"):
+        assert find_record(tmp_path, "s", record.key) is None
     with pytest.raises(LabError, match="do not belong"):
         record.rows()
     assert saved(tmp_path, "cat", 0, [1.0, 0.0]).rows() == rows_of([1.0, 0.0])
@@ -108,7 +109,8 @@ def test_questions_lie_once_for_all_that_were_asked_them(tmp_path):
     assert asked == questions_file(two) != questions_file(other)
     assert len(list((tmp_path / "s").glob("questions-*"))) == 2 and two.rows() == rows_of([0.0, None])
     asked.write_bytes(b"cut")
-    assert find_record(tmp_path, "s", one.key) is None
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert find_record(tmp_path, "s", one.key) is None
     with pytest.raises(LabError, match=f"{asked.name} are missing or damaged"):
         two.rows()
     saved(tmp_path, "cat", 0, [1.0, 0.0])

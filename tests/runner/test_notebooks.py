@@ -94,7 +94,7 @@ def kernels_find_lab(monkeypatch):
 
 
 def test_papermill_itself_refuses_too(tmp_path):
-    path = write(tmp_path / "a.ipynb", "from lab import runs\nruns.check_parameters(globals())", "open('ran', 'w')")
+    path = write(tmp_path / "a.ipynb", "from lab.runner import notebooks\nnotebooks.check_parameters(globals())", "open('ran', 'w')")
     with pytest.raises(papermill.PapermillExecutionError, match="no parameter sedes in this notebook. Did you mean seeds"):
         papermill.execute_notebook(path, None, {"sedes": [1]}, kernel_name="python3", progress_bar=False, cwd=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.ipynb"]
@@ -205,7 +205,7 @@ def test_what_is_overdue_is_not_said_to_end_at_once(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(notebooks, "NOTEBOOKS", {"a": notebooks.Listed(minutes=(0.001, 0.001))})
     monkeypatch.setattr(notebooks, "EVERY", 0.5)
     assert notebooks.main(folders(tmp_path)) == 0
-    waits = re.findall(r"so far, about (\d+) s to go", capsys.readouterr().out)
+    waits = re.findall(r"so far, about (\d+) s, a guess: a over its usual time, to go", capsys.readouterr().out)
     assert int(waits[-1]) >= 2
 
 

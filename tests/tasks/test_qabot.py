@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lab.errors import LabError
-from lab.experiments import comparison
 from lab.evaluation.retrieval import RETRIEVERS
+from lab.experiments import comparison
 from lab.experiments.candidates import CANDIDATES, find
 from lab.experiments.comparison import compare
 from lab.experiments.context import RunContext, applied

@@ -32,7 +32,7 @@ METHODS = ["base", "few_shot", "maths", "code", "data_mix", "cat_static", "linea
            "cat_free", "new_lora", "random_loras", "rescale_one", "lorahub", "adamerging", "rank_cat", "moe", "arrow"]  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def preset(tiny_base):
     return get_preset("embedded", base=str(tiny_base), rank=2, lora_alpha=4, train_rows=24, batch_size=8, coefficient_share=0.5,
                       coefficient_rates=(1e-2, 1e-1), own_test=2, max_new_tokens=4)  # fmt: skip
@@ -91,10 +91,15 @@ class Killed(BaseException):
     pass
 
 
+@pytest.fixture(scope="module")
+def undisturbed(preset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return compare(MATH_CODE, preset, ["maths", "cat"], [0], 3, out=folder, artifacts=folder / "artifacts")
+
+
 @pytest.mark.parametrize("where", ["generate", "train_lora", "learn"])
-def test_killed_and_resumed_gives_the_same_records(preset, tmp_path, monkeypatch, where):
+def test_killed_and_resumed_gives_the_same_records(preset, undisturbed, tmp_path, monkeypatch, where):
     methods = ["maths", "cat"]
-    undisturbed = compare(MATH_CODE, preset, methods, [0], 3, out=tmp_path / "a", artifacts=tmp_path / "artifacts-a")
     place = {"generate": evaluate, "train_lora": context_of, "learn": learning}[where]
     original, calls = getattr(place, where), []
 

@@ -20,7 +20,7 @@ def table():
     return pd.DataFrame(
         {
             "label": ["Base", "<b>maths</b> & skill", "CAT"],
-            "role": ["base", "skills", "learned"],
+            "role": ["base", "skill", "learned"],
             "score": [0.0, 0.1, 0.6],
             "low": [0.0, 0.05, 0.5],
             "high": [0.02, 0.2, 0.7],

@@ -177,7 +177,7 @@ def test_outcomes():
 def test_card_and_index(tmp_path):
     records = []
     for method, scores in {"base": [0.0] * 4, "maths": [1.0, 0, 0, 0], "cat": [1.0, 1.0, 1.0, 0.0]}.items():
-        empty = {"prompt": "", "completion": "", "extracted": "", "answer": "", "extras": {}}
+        empty = {"question": "", "group": "", "prompt": "", "targets": [], "metadata": {}, "completion": "", "extracted": "", "extras": {}}
         rows = [empty | {"id": str(i), "score": s, "reason": "right" if s else "wrong"} for i, s in enumerate(scores)]
         record = make_record(
             rows,
@@ -340,7 +340,7 @@ def test_completions_lie_in_the_page_problem_by_problem(pages):
             continue
         for row, (name, prompt, answer, answers) in zip(record.rows(), board["problems"], strict=True):
             completion, extracted, reason, score, before, extras = answers[place]
-            assert (name, answer, completion) == (row["id"], row["answer"], row["completion"])
+            assert (name, answer, completion) == (row["id"], " or ".join(row["targets"]), row["completion"])
             assert (extracted, reason, score, extras) == (row["extracted"], row["reason"], row["score"], row["extras"])
             assert ("" if before is None else board["before"][before]) + prompt == row["prompt"]
     assert len(board["before"]) == 1  # the few-shot base's examples, once for all problems

@@ -164,7 +164,7 @@ def test_order_parameters_and_estimate(tmp_path, capsys, monkeypatch):
     for name in ("a", "b"):
         parameters = f"name = '{name}'\npreset = 'embedded'\nseeds = [0]\nsettings = {{}}\nout = 'x'\n"
         write(tmp_path / "notebooks" / f"{name}.ipynb", mark, "print(settings, out)", parameters=parameters)
-    listed = {"a": notebooks.Listed({"seeds": [9]}, {"seeds": [0, 1]}, ("b",), (7, 70))}
+    listed = {"a": notebooks.Listed({"seeds": [9]}, {"seeds": [0, 1]}, ("b",), minutes=(7, 70))}
     monkeypatch.setattr(notebooks, "NOTEBOOKS", listed)
     monkeypatch.setattr(notebooks, "EVERY", 0.2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -192,16 +192,17 @@ def test_card_and_index(tmp_path):
             seconds={"evaluation": 60.0},
         )
         records.append(save_record(record, rows, tmp_path / "records"))
-    card = site.card(records, "cat", "Merging <helps>.")
+    card = site.card(records, finding="Merging <helps>.")
     assert card.card["number"] == "75.0\u00a0%" and "4 problems × 1 seed" in card.card["caption"]
     assert "maths skill: 25.0\u00a0%" in card.card["caption"]
     assert "Merging &lt;helps&gt;." in card.html and "3 min" in card.html and "<td>4 of t version 2</td>" in card.html
     other = replace(records[0], key="another", task="other", n=9, seconds={"make": 120.0})
-    more = site.card(records, "cat", others=[*records, other], seconds=60.0)
+    assert "maths skill" not in site.card(records, "cat").card["caption"]  # asked for by name, it speaks for itself
+    more = site.card(records, others=[*records, other], seconds=60.0)
     assert more.card["measured"] == card.card["measured"] + 180 and "4 of t version 2, 9 of other version 2" in more.html
     assert more.card["caption"] == card.card["caption"]
     commits = [replace(other, key=str(i), environment=other.environment | {"commit": f"{i}" * 40}) for i in range(3)]
-    assert site.card(records, "cat", others=commits).card["code"] == "4 commits, listed at its end"
+    assert site.card(records, others=commits).card["code"] == "4 commits, listed at its end"
 
     nbformat.write(notebook(code("x", FIGURE), code("y", shown(card._repr_mimebundle_()))), tmp_path / "s5_1.ipynb")
     nbformat.write(notebook(code("f()", FAILED)), tmp_path / "s5_2.ipynb")

@@ -1,5 +1,6 @@
 """The project itself: one set of pins, clean notebooks, every notebook runs small, no path of a machine."""
 
+import json
 import re
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_section_notebook_runs_small(tiny_base, tmp_path):
 
 
 def test_bases_notebook_runs_small(tmp_path):
-    run = run_notebook(PROJECT / "notebooks" / "s0_base_model.ipynb", tmp_path / "run.ipynb", {"worlds": ["embedded-letters"], "cases": 4})
+    run = run_notebook(PROJECT / "notebooks" / "s0_base_model.ipynb", tmp_path / "run.ipynb", {"worlds": ["embedded-letters", "embedded"], "cases": 2})
     assert run.ok, f"cell {run.failed_cell}: {run.error}"
 
 
@@ -149,24 +150,50 @@ def bases(tmp_path_factory, tokenizer) -> dict[str, Path]:
     return found
 
 
-@pytest.mark.parametrize("section", ["s5_1_math_code", "s5_2_qabot", "s5_3_reading", "s5_4_prompt_formats_1_4", "s5_4_prompt_formats_two_prompts"])
-@pytest.mark.parametrize("preset", ["paper", "small"])
+@pytest.mark.parametrize(
+    ("preset", "section"),
+    [
+        ("paper", "s5_1_math_code"), ("small", "s5_1_math_code"), ("small", "s5_2_qabot"), ("paper", "s5_3_reading"),
+        ("small", "s5_4_prompt_formats_1_4"), ("paper", "s5_4_prompt_formats_two_prompts"),
+    ],
+)  # fmt: skip
 def test_presets_run_a_few_steps_on_real_rows(preset, section, bases, tmp_path, data_folder):
     """As on a GPU with the real base, but for sizes and precision: the preset's rows, templates, worked examples and methods."""
     from lab.experiments.comparison import compare
     from lab.experiments.sections import get_section
+    from lab.tasks import prompts
 
     section = get_section(section)
     few = {"rank": 2, "lora_alpha": 4, "train_rows": 8, "coefficient_share": 0.5, "own_test": 1, "max_new_tokens": 2, "max_tokens": 1024}
     chosen = section.preset(preset, str(bases[preset]), str(data_folder), {**few, "dtype": "float32", "precision": "no"})
-    methods = [*(task.name for task in section.skills), "data_mix", "cat"]
+    skills, target, source = section.skills, section.target, chosen.source(section.target.folder)
+    methods = [*(task.name for task in skills), "data_mix", "cat"]
     records = compare(section, chosen, methods, [0], 2, out=tmp_path / "records", artifacts=tmp_path / "artifacts")
-    assert [r.n for r in records] == [2] * len(methods) and all(r.scores["right"] is not None for r in records)
+    # Asked are the folder's rows, after as many worked examples as the preset shows.
+    shown = prompts.demonstrate(target.template, target.demonstrations(source)[: chosen.shots]) if chosen.shots else ""
+    asked = [(e.id, shown + e.prompt, list(e.targets)) for e in target.load(source, "test", 2, 0)]
+    scored = {t.name for t in skills if any(e.targets for e in t.load(chosen.source(t.folder), "test", 1, 0))}
+    for record in records:
+        assert [(row["id"], row["prompt"], row["targets"]) for row in record.rows()] == asked
+        assert record.own.keys() == scored and (record.n, record.preset) == (2, preset)
+    assert [r.parameters["rank"] for r in records] == [2] * len(skills) + [2 * len(skills)] * 2
+    # Trained as the preset says, on the folder's rows: its modules, its steps.
+    for config in (tmp_path / "artifacts").glob("*/adapter_config.json"):
+        assert set(json.loads(config.read_text())["target_modules"]) == set(chosen.targets)
+    told = {file.parent.name.rpartition("-")[0]: json.loads(file.read_text()) for file in (tmp_path / "artifacts").glob("*/training.json")}
+    rows = {f"skill-{t.name}": len(t.load(chosen.source(t.folder), "train", 8, 0)) for t in skills}
+    rows["data_mix"] = sum(rows.values())
+    assert {kind: (facts["rows"], facts["steps"]) for kind, facts in told.items()} == {
+        kind: (count, chosen.training.steps(count)) for kind, count in rows.items()
+    }
 
 
-def test_base_notebook_runs_small(tmp_path):
-    run = run_notebook(PROJECT / "notebooks" / "s0_base_model.ipynb", tmp_path / "run.ipynb", {"cases": 2})
+def test_rewriting_notebook_runs_small(tiny_base, tmp_path):
+    given = small(tiny_base, tmp_path) | {"preset": "embedded", "styles": ["named"], "methods": ["cat_static", "cat"]}
+    run = run_notebook(PROJECT / "notebooks" / "x4_rewriting.ipynb", tmp_path / "run.ipynb", given)
     assert run.ok, f"cell {run.failed_cell}: {run.error}"
+    (folder,) = (tmp_path / "out" / "records").iterdir()
+    assert folder.name == "x4_rewriting_named_past_passive" and len(list(folder.glob("*.json"))) == 5
 
 
 @pytest.mark.parametrize(

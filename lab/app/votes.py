@@ -1,6 +1,7 @@
 """Blind votes: kept in a file, one JSON object to a line, and the ratings that follow from them."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -41,25 +42,38 @@ class Ballot:
         try:
             with self._mutex:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                with open(self.file, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                with open(self.file, "a+b") as file:
+                    if file.tell():
+                        file.seek(-1, os.SEEK_END)
+                        if file.read(1) != b"\n":  # what an interrupted program left half written stays a line of its own
+                            file.write(b"\n")
+                    file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         except OSError as error:
             raise LabError(f"The vote could not be written: {error.strerror}.") from error
 
     def votes(self) -> tuple[list[Vote], list[int]]:
         """All votes, and the numbers of the lines that are damaged. Raises LabError when the file cannot be read."""
         try:
-            lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
+            text = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
             raise LabError(f"The votes in {self.file.name} cannot be read; mend the file, or move it away.") from error
         found, damaged = [], []
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                found.append(Vote(row["prompt"], tuple(row["players"]), row["winner"]))
-            except (ValueError, KeyError, TypeError):
-                damaged.append(number)
+        for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):  # splitlines would part prompts too
+            vote = _read(line)
+            damaged += [number] if vote is None else []
+            found += [] if vote is None else [vote]
         return found, damaged
+
+
+def _read(line: str) -> Vote | None:
+    """None for a line that is no vote."""
+    try:
+        row = json.loads(line)
+        vote = Vote(row["prompt"], tuple(row["players"]), row["winner"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    named = isinstance(row["players"], list) and all(isinstance(name, str) for name in (vote.prompt, vote.winner, *vote.players))
+    return vote if named and len(set(vote.players)) > 1 and vote.winner in ("", *vote.players) else None
 
 
 def elo(votes: Sequence[Vote]) -> pd.DataFrame:

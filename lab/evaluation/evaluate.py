@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab.errors import LabError
-from lab.evaluation.generate import generate
+from lab.evaluation.generate import further_ends, generate
 from lab.evaluation.likelihood import most_likely
 from lab.evaluation.scorers import Verdict
 from lab.files import content_hash
@@ -62,23 +62,23 @@ def evaluate(
         "top_p": decoding.top_p, "seed": decoding.seed,
     }  # fmt: skip
     sampled = {"batch_size": decoding.batch_size} if decoding.temperature else {}  # each batch draws from its own seed
+    ends = {"ends": found} if (found := further_ends(model, tokenizer)) else {}
     completions = remember(
-        "answers", {"prompts": content_hash(prompts), "decoding": options | sampled},
+        "answers", {"prompts": content_hash(prompts), "decoding": options | sampled | ends},
         lambda partial: generate(model, tokenizer, prompts, partial=partial, label=label, batch_size=decoding.batch_size, **options),
     )  # fmt: skip
     answered = time.monotonic()
     verdicts = task.score(completions, examples)
-    if any(example.choices for example in examples):
-        choices = [example.choices for example in examples]
+    if chosen := [i for i, example in enumerate(examples) if example.choices]:
+        texts, choices = [prompts[i] for i in chosen], [examples[i].choices for i in chosen]
         places = remember(
-            "choices", {"prompts": content_hash(prompts, choices)},
-            lambda _: most_likely(model, tokenizer, prompts, choices, batch_size=decoding.batch_size, label=f"{label}, choices"),
+            "choices", {"prompts": content_hash(texts, choices)},
+            lambda _: most_likely(model, tokenizer, texts, choices, batch_size=decoding.batch_size, label=f"{label}, choices"),
         )  # fmt: skip
-        likely = task.score([given[place] for given, place in zip(choices, places, strict=True)], examples)
-        verdicts = [
-            replace(verdict, extras={**verdict.extras, "likelihood": by_likelihood.score})
-            for verdict, by_likelihood in zip(verdicts, likely, strict=True)
-        ]
+        likely = task.score([given[place] for given, place in zip(choices, places, strict=True)], [examples[i] for i in chosen])
+        verdicts = list(verdicts)
+        for i, by_likelihood in zip(chosen, likely, strict=True):
+            verdicts[i] = replace(verdicts[i], extras={**verdicts[i].extras, "likelihood": by_likelihood.score})
     seconds = {"answer": round(answered - started, 2), "score": round(time.monotonic() - answered, 2)}
     return Evaluation(tuple(scored_rows(examples, completions, verdicts)), seconds)
 

@@ -85,6 +85,11 @@ def end_tokens(model, tokenizer) -> list[int]:
     return sorted({token for token in found if token is not None})
 
 
+def further_ends(model, tokenizer) -> list[int]:
+    """The end tokens beside the tokenizer's own: what a digest of weights, configuration and tokenizer does not tell."""
+    return [token for token in end_tokens(model, tokenizer) if token != tokenizer.eos_token_id]
+
+
 def before_end(ids: Sequence[int], ends: Collection[int]) -> Sequence[int]:
     """The tokens before the first end token; all when there is none."""
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]

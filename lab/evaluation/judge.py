@@ -98,7 +98,7 @@ def judge_pairs(
     words; verdicts found there are not asked for again, except unscored ones. progress: called with (verdicts known,
     verdicts needed).
 
-    Warns once, with the reasons, when verdicts are unscored; after three requests in a row without a reply the rest are
+    Warns once, with the reasons, when verdicts are unscored, and once of a log's damaged lines; after three requests in a row without a reply the rest are
     not asked. Raises LabError for a question without gold, a method without an answer for each question, an unknown
     method in pairs, a log that cannot be written, and an endpoint that refuses the key, the model or the address.
     """
@@ -406,7 +406,10 @@ def _verdicts(
     template = content_hash(judge_prompts.COMPARE if kind == "compare" else judge_prompts.GRADE)
     needed = list(dict.fromkeys(asks))
     keys = [content_hash(identity, template, kind, asdict(question) | {"id": ""}, texts) for question, *texts in needed]
-    known = {key: value for key, row in _read_log(log) if (value := valid(row)) is not None}
+    logged, damaged = _read_log(log)
+    if damaged:
+        warnings.warn(f"Damaged or foreign in {log}, and left out: line {', '.join(map(str, damaged))}.", stacklevel=3)
+    known = {key: value for key, said in logged if (value := valid(said)) is not None}
     found, reasons, silent = {}, Counter(), 0
     for done, (what, key) in enumerate(zip(needed, keys, strict=True)):
         if progress is not None:
@@ -434,16 +437,17 @@ def _verdicts(
     return found
 
 
-def _read_log(log: str | Path | None):
-    """Yield (key, value) of a log's lines; damaged and foreign ones are left out."""
-    if log is None or not Path(log).is_file():
-        return
-    for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines():
+def _read_log(log: str | Path | None) -> tuple[list[tuple[str, object]], list[int]]:
+    """(key, value) of a log's lines, and the numbers of those that are damaged or foreign."""
+    text = Path(log).read_text(encoding="utf-8", errors="replace") if log is not None and Path(log).is_file() else ""
+    found, damaged = [], []
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):  # splitlines would part answers too
         try:
             row = json.loads(line)
-            yield str(row["key"]), row["value"]
+            found.append((str(row["key"]), row["value"]))
         except (ValueError, LookupError, TypeError, RecursionError):
-            continue
+            damaged.append(number)
+    return found, damaged
 
 
 def _write_log(log: str | Path | None, key: str, identity: str, kind: str, what: tuple, said: Judgement) -> None:

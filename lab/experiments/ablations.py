@@ -30,7 +30,7 @@ from lab.lora.stacked import folded
 from lab.merging import METHODS, get_method, learn, merge
 from lab.merging.registry import complete_parameters
 from lab.records import tables
-from lab.records.record import RunRecord, environment, read_records
+from lab.records.record import RunRecord, environment, load_records
 from lab.tasks import Example
 
 HELD_OUT_ROWS = 80  # enough to order merges by their loss; the target's answers cost more
@@ -64,10 +64,9 @@ def sweep(
     target = section.target
     examples = context.examples(target, "test", problems, seed=0)
     asked = [target.version, target.stop, target.max_new_tokens, asked_digest(examples)]
-    decoding = {name: getattr(preset, name) for name in ("temperature", "top_p", "max_new_tokens")}
     fixed = {name: value for name, value in complete_parameters(get_method(method), {}).items() if name not in grid}
     made = {**context.method_key(method, {}), "parameters": fixed}
-    key = content_hash(context.coefficient_key(**made), asked, decoding, HELD_OUT_ROWS)
+    key = content_hash(context.coefficient_key(**made), asked, context.decoding_key, HELD_OUT_ROWS)
     file = Path(out) / "sweeps" / f"{section.name}-{method}-seed{seed}-{key[:10]}.jsonl"
     Path(artifacts).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(artifacts) / f".{file.name}.lock"):
@@ -213,8 +212,7 @@ def companions(records: Sequence[RunRecord], folder: Path) -> list[RunRecord]:
         )  # fmt: skip
 
     methods = {r.method for r in records}
-    found, _ = read_records(folder, first.section)
-    return [*records, *(r for r in found if r.method not in methods and alike(r))]
+    return [*records, *(r for r in load_records(folder, first.section) if r.method not in methods and alike(r))]
 
 
 def finding(

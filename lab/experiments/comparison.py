@@ -87,13 +87,10 @@ def asked_of(context: RunContext, entry: Entry, problems: int) -> Asked:
 
 def record_key(context: RunContext, name: str, entry: Entry, asked: Asked) -> str:
     """What names a record: the candidate, what decides it, and what it is asked and how."""
-    preset = context.preset
-    decoding = {field: getattr(preset, field) for field in ("temperature", "top_p", "max_new_tokens")}
-    if preset.temperature:  # each batch draws from its own seed
-        decoding["generation_batch"] = preset.generation_batch
     # What a router's effective support is measured on is cut at max_tokens.
-    shown = [context.section.passed_on, preset.max_tokens]
-    return content_hash(name, context.seed, dict(entry.key), asked.digests(context.section.target), list(asked.shots), decoding, shown)
+    shown = [context.section.passed_on, context.preset.max_tokens]
+    asked_of_all = asked.digests(context.section.target)
+    return content_hash(name, context.seed, dict(entry.key), asked_of_all, list(asked.shots), context.decoding_key, shown)
 
 
 def data_digest(context: RunContext, asked: Asked) -> str:

@@ -19,6 +19,7 @@ import torch
 
 from lab.errors import LabError
 from lab.evaluation.evaluate import Decoding, Evaluation, evaluate
+from lab.evaluation.generate import further_ends
 from lab.experiments.presets import Preset
 from lab.experiments.section import Section
 from lab.experiments.store import Store
@@ -167,6 +168,17 @@ class RunContext:
         found on the other without training every skill first. A record tells its adapter's digest beside the key.
         """
         return [[task.name, content_hash(self.skill(task).key)] for task in self.section.skills]
+
+    @property
+    def decoding_key(self) -> dict:
+        """What decides answers, beside model and prompts, and is the preset's or the base's."""
+        p = self.preset
+        key = {"temperature": p.temperature, "top_p": p.top_p, "max_new_tokens": p.max_new_tokens}
+        if p.temperature:
+            key["generation_batch"] = p.generation_batch  # each batch draws from its own seed
+        if ends := further_ends(self.model, self.tokenizer):
+            key["ends"] = ends
+        return key
 
     # Artifacts
 

@@ -295,7 +295,11 @@ def fold(model: nn.Module, adapter: LoraAdapter) -> nn.Module:
 
 @contextlib.contextmanager
 def folded(model: nn.Module, adapter: LoraAdapter) -> Iterator[None]:
-    """The model with the adapter folded into its weights inside the block; after it the very same weights are back."""
+    """The model with the adapter folded into its weights inside the block; after it the very same weights are back.
+
+    Raises LabError as `fold` does.
+    """
+    check_compatible([adapter], model)
     kept = {module: model.get_submodule(module).weight.detach().to("cpu", copy=True) for module in adapter.modules}
     try:
         fold(model, adapter)

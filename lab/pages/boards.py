@@ -151,7 +151,7 @@ def completions(board: Board) -> dict:
     for problem in list(dict.fromkeys(name for rows in by_id for name in rows))[:SHOWN]:
         answers = [rows.get(problem) for rows in by_id]
         prompt = min((row["prompt"] for row in answers if row), key=len)
-        expected = next(row["answer"] for row in answers if row)
+        expected = next(" or ".join(row["targets"]) for row in answers if row)
         told = []
         for row in answers:
             if row is None:

@@ -216,10 +216,15 @@ def read_records(folder: Path | str, section: str | None = None) -> tuple[list[R
 
 
 def find_record(folder: Path | str, section: str, key: str) -> RunRecord | None:
-    """The finished record with this key, its completions intact; None when the work is still to be done."""
+    """The finished record with this key, its completions intact; None when the work is still to be done.
+
+    A damaged one is named in a warning, since it is about to be made again.
+    """
     for path in (Path(folder) / section).glob(f"*-{key[:10]}.json"):
         record = _intact(path)
-        if record is not None and record.key == key:
+        if record is None:
+            warnings.warn(f"{path}, or its completions, is damaged: it is made again.", stacklevel=2)
+        elif record.key == key:
             return record
     return None
 

@@ -19,6 +19,7 @@ from lab.experiments.section import Section
 from lab.experiments.sections import SECTIONS, TWO_PROMPTS
 from lab.files import PROJECT
 from lab.lora.base import base_folder
+from lab.merging import METHODS
 from lab.merging.learn import HELD_OUT
 from lab.pages.site import duration
 from lab.runner import notebooks
@@ -275,6 +276,10 @@ def plan_section(
     for candidate in (c for c in candidates if c.cost in times):
         job(candidate.name, steps * times[candidate.cost], seen * times[candidate.cost], row)
     target = data_of(section.target, preset)
+    for candidate in (c for c in candidates if c.cost == "search"):
+        recipe = METHODS[candidate.name].recipe
+        read = recipe.steps * (recipe.rows or rows) * target.tokens
+        job(f"{candidate.name}: search", recipe.steps, read / 2, target.tokens)  # nothing is passed back: half of training
     if not target.known:
         problems = min(problems, target.rows)
     runs_of = sum(1 if candidate.seedless else len(seeds) for candidate in candidates)

@@ -277,14 +277,24 @@ def test_an_interrupted_run_goes_on_without_asking_again(server, tmp_path):
         judge_pairs(questions, answers, server.judge(), log=log, progress=stop)
     assert len(server.requests) == 3 and seen == [(i, 4) for i in range(4)]
     log.write_text(log.read_text() + '{"key": "half a li')
-    votes = judge_pairs(questions, answers, server.judge(), log=log)
+    with pytest.warns(UserWarning, match="log.jsonl, and left out: line 4"):
+        votes = judge_pairs(questions, answers, server.judge(), log=log)
     assert [v.outcome for v in votes] == ["first", "first"] and len(server.requests) == 4
-    assert judge_pairs(questions, answers, server.judge(), log=log) == votes and len(server.requests) == 4
+    with pytest.warns(UserWarning, match="line 4"):
+        assert judge_pairs(questions, answers, server.judge(), log=log) == votes and len(server.requests) == 4
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if "half a li" not in line))
     # Another answer, model or question is another matter.
     judge_pairs(questions, answers | {"ties": ["a pump", "well"]}, server.judge(), log=log)
     assert len(server.requests) == 6
     judge_pairs(questions, answers, server.judge(model="other"), log=log)
     assert len(server.requests) == 10
+
+
+def test_a_log_keeps_answers_that_hold_other_kinds_of_line_ends(server, tmp_path):
+    log, answers = tmp_path / "log.jsonl", {"cat": ["the copper\u2028pipe"], "ties": ["a\x85pump"]}
+    for _ in range(2):
+        assert judge_pairs([QUESTION], answers, server.judge(), log=log)[0].outcome == "first"
+    assert len(server.requests) == 2
 
 
 def test_what_was_unscored_is_asked_again(server, tmp_path):
@@ -298,7 +308,8 @@ def test_what_was_unscored_is_asked_again(server, tmp_path):
 def test_a_foreign_log_gives_no_verdicts_and_an_unwritable_one_says_so(server, tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_bytes(b'\xff\xfe\n[1]\n"x"\n{"key": "k"}\n{"key": [], "value": "first"}\n')
-    assert outcome(server.judge(), log=log) == "first" and len(server.requests) == 2
+    with pytest.warns(UserWarning, match="left out: line 1, 2, 3, 4"):
+        assert outcome(server.judge(), log=log) == "first" and len(server.requests) == 2
     (tmp_path / "file").write_text("")
     with pytest.raises(LabError, match="Could not write the judge's log"):
         outcome(server.judge(), log=tmp_path / "file" / "log.jsonl")

@@ -10,7 +10,7 @@ import pytest
 from lab.errors import LabError
 from lab.evaluation import retrieval
 from lab.evaluation.retrieval import Passage, bm25, chunks, embedding, gold_ranks, split_pages
-from lab.experiments import retrieval_baseline
+from lab.experiments import recall
 from lab.pages import figures
 from lab.records.record import load_records
 from lab.tasks import manual_qa
@@ -99,23 +99,23 @@ def small_data(tmp_path):
 
 
 def test_recall_is_recorded_once_and_without_the_texts(small_data, tmp_path, monkeypatch):
-    records = retrieval_baseline.measure_recall(small_data, tmp_path / "out")
+    records = recall.measure_recall(small_data, tmp_path / "out")
     assert [(r.task, r.method, r.n) for r in records] == [("game_questions", name, 3) for name in retrieval.RETRIEVERS]
     assert all(r.scores["recall_at_5"] == 1 and r.parameters["gold_pages"] == 2 for r in records)
     written = "".join(f"{row}" for r in records for row in r.rows()) + "".join(r.path.read_text() for r in records)
     assert "gnomes" not in written.lower() and "river" not in written
-    monkeypatch.setitem(retrieval_baseline.RETRIEVERS, "retrieval_bm25", None)  # not needed any more
-    assert retrieval_baseline.measure_recall(small_data, tmp_path / "out") == records
-    table = retrieval_baseline.recall_table(records)
+    monkeypatch.setitem(recall.RETRIEVERS, "retrieval_bm25", None)  # not needed any more
+    assert recall.measure_recall(small_data, tmp_path / "out") == records
+    table = recall.recall_table(records)
     assert table["n"].tolist() == [3, 3] and (table["low_5"] < 1).all() and (table["high_5"] == 1).all()
-    assert retrieval_baseline.format_recall(table).shape == (2, 5)
+    assert recall.format_recall(table).shape == (2, 5)
     assert "game questions, BM25: " in figures.recall_bars(table).alt and "n = 3" in figures.svg(figures.recall_bars(table))
 
 
 def test_real_questions_find_their_pages_by_words(data_folder, tmp_path, monkeypatch):
     """The measured recall at 5 is 24 of 25 game and 17 of 20 biology questions; embeddings take minutes here."""
-    monkeypatch.setattr(retrieval_baseline, "RETRIEVERS", {"retrieval_bm25": bm25})
-    game, biology = retrieval_baseline.measure_recall(data_folder, tmp_path)
+    monkeypatch.setattr(recall, "RETRIEVERS", {"retrieval_bm25": bm25})
+    game, biology = recall.measure_recall(data_folder, tmp_path)
     assert (game.n, biology.n) == (25, 20)
     assert (game.scores["recall_at_5"], biology.scores["recall_at_5"]) == (24 / 25, 17 / 20)
-    assert load_records(tmp_path, retrieval_baseline.RECALL)[0].scores == game.scores
+    assert load_records(tmp_path, recall.RECALL)[0].scores == game.scores

@@ -11,8 +11,9 @@ import torch
 from lab.errors import LabError
 from lab.evaluation import statistics
 from lab.experiments import against_controls, all_methods, more_skills
+from lab.experiments.candidates import find
 from lab.experiments.context import RunContext
-from lab.experiments.sections import MATH_CODE, QABOT, READING, SECTIONS, TWO_PROMPTS, title
+from lab.experiments.sections import MATH_CODE, QABOT, READING, SECTIONS, TWO_PROMPTS
 from lab.experiments.store import Store
 from lab.files import content_hash
 from lab.lora.adapter import module_names
@@ -34,7 +35,7 @@ def test_a_second_manual_tells_of_other_creatures():
     text = " ".join(second)
     assert all(creature in text for creature in words.SECOND_FACTS) and not any(creature in text for creature in words.MANUAL_FACTS)
     tests = second_manual.TASK.load("world", "test", 40, 0)
-    assert all(v.score == 1 for v in second_manual.TASK.score([e.completion for e in tests], [e.answer for e in tests]))
+    assert all(v.score == 1 for v in second_manual.TASK.score([e.completion for e in tests], tests))
     with pytest.raises(LabError, match="not on the Hub"):
         second_manual.TASK.load("hub", "train", 1, 0)
 
@@ -46,7 +47,7 @@ def test_questions_in_terms_need_the_terms_and_the_manual():
     for row in rows[:50]:
         term = row.prompt.split("the ")[1].split()[0]
         creature = row.prompt.rstrip("\nReply:").rstrip("?").split()[-1]
-        assert words.MANUAL_FACTS[creature][words.TECHNICAL[term]] == row.answer
+        assert words.MANUAL_FACTS[creature][words.TECHNICAL[term]] == row.targets[0]
     shown = {manual_in_terms.TASK.template.format(text=text) for text, _ in manual_in_terms.demonstrations("world", 20)}
     assert len(shown) == 20 and not shown & {e.prompt for e in rows}
     with pytest.raises(LabError, match='only generated ones; give data="world"'):
@@ -108,25 +109,25 @@ def test_growth_compares_the_largest_set_with_the_smallest(tmp_path):
     assert (last["rank"], last["seconds"], last["seeds"]) == (80, 5, 2)
     assert np.isnan(table.loc[("manual_qa", "cat", 2), "change_difference"]) and np.isnan(table.loc[("manual_qa", "base", 5), "rank"])
     shown = more_skills.format_scores(table, "manual_qa")
-    assert shown.loc["Learned CAT", "5 minus 2 skills, points"].startswith("−60.0") and shown.loc["Base", "p (Holm)"] == ""
-    assert shown.loc["Learned CAT", "5 skills, %"].startswith("40.0 (") and shown.loc["Learned CAT", "n × seeds"] == "20 × 2"
+    assert shown.loc["CAT", "5 minus 2 skills, points"].startswith("−60.0") and shown.loc["Base", "p (Holm)"] == ""
+    assert shown.loc["CAT", "5 skills, %"].startswith("40.0 (") and shown.loc["CAT", "n × seeds"] == "20 × 2"
     largest = ("manual_qa", "cat", 5)
     fewer = pd.concat([table.drop(largest), table.loc[[largest]].rename(index={5: 3}, level="k")])  # asked with up to three skills only
-    line = more_skills.format_scores(fewer, "manual_qa").loc["Learned CAT"]
+    line = more_skills.format_scores(fewer, "manual_qa").loc["CAT"]
     assert line["3 skills, %"].startswith("40.0 (") and line["5 minus 2 skills, points"] == line["p (Holm)"] == ""
     given = more_skills.coefficients(records)
     assert given.loc[("cat", "terms", 5), "value"] == pytest.approx(0.3) and len(given) == 7
     assert more_skills.finding(table, given, "cat") == (
-        "Learned CAT, from the skills that a target needs to all: manual qa 100.0 % with 2, 40.0 % with 5 (a clear loss). "
-        "Best with all: manual qa Learned CAT (40.0 %). "
+        "CAT, from the skills that a target needs to all: manual qa 100.0 % with 2, 40.0 % with 5 (a clear loss). "
+        "Best with all: manual qa CAT (40.0 %). "
         "Of 5 skills it gives least to manual (0.10 of an equal 0.20)."
     )
     chart = figures.lines(more_skills.score_panels(table, ["cat"]), "skills", "right, %", "Growth")
-    assert chart.axes[0].lines[0].get_ydata().tolist() == [100, 40] and "Learned CAT: 100 at 2, 40 at 5" in chart.alt
+    assert chart.axes[0].lines[0].get_ydata().tolist() == [100, 40] and "CAT: 100 at 2, 40 at 5" in chart.alt
     high = {"low": pd.DataFrame({"value": [1.0]}, index=[2]), "high": pd.DataFrame({"value": [9.0]}, index=[2])}
     shared = figures.lines({name: {name: line} for name, line in high.items()}, "skills", "right, %", "Growth").axes
     assert all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 9 for axes in shared)
-    assert list(more_skills.coefficient_panels(given)["Learned CAT"])[-1] == "equal shares"
+    assert list(more_skills.coefficient_panels(given)["CAT"])[-1] == "equal shares"
 
 
 def test_coefficients_of_ranks_are_means_over_a_skills_ranks():
@@ -254,4 +255,4 @@ def test_what_the_atlas_asks_of_a_section():
     for section in SECTIONS.values():
         for name in all_methods.methods(section):
             find(name, section)
-    assert title(MATH_CODE) == "5.1 math code" and title(TWO_PROMPTS) == "5.4 prompt formats two prompts"
+    assert MATH_CODE.title == "5.1 math code" and TWO_PROMPTS.title == "5.4 prompt formats two prompts"

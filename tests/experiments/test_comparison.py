@@ -1,4 +1,4 @@
-"""The comparison on a tiny random base: every contender, exact resume, and nothing done twice."""
+"""The comparison on a tiny random base: every candidate, exact resume, and nothing done twice."""
 
 import dataclasses
 import json
@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from lab.errors import LabError
+from lab.evaluation import evaluate
 from lab.experiments import comparison, more_skills
+from lab.experiments import context as context_of
 from lab.experiments.candidates import find
 from lab.experiments.candidates.merges import random_adapters
 from lab.experiments.comparison import compare
@@ -26,11 +28,11 @@ from lab.training import lora
 from lab.training.loop import Diverged
 from lab.training.lora import encode_examples, train_lora
 
-METHODS = ["base", "few_shot", "maths", "code", "data_mix", "cat_static", "linear", "cat_random", "cat_released", "cat", "cat_free",
-           "new_lora", "random_loras", "rescale_one", "lorahub", "adamerging", "rank_cat", "moe", "arrow"]  # fmt: skip
+METHODS = ["base", "few_shot", "maths", "code", "data_mix", "cat_static", "linear", "cat_random", "cat_released", "cat", "cat_softmax",
+           "cat_free", "new_lora", "random_loras", "rescale_one", "lorahub", "adamerging", "rank_cat", "moe", "arrow"]  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def preset(tiny_base):
     return get_preset("embedded", base=str(tiny_base), rank=2, lora_alpha=4, train_rows=24, batch_size=8, coefficient_share=0.5,
                       coefficient_rates=(1e-2, 1e-1), own_test=2, max_new_tokens=4)  # fmt: skip
@@ -42,14 +44,16 @@ def contents(records) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "environment", "path")} for row in rows]
 
 
-def test_every_contender_and_nothing_twice(preset, tmp_path, monkeypatch):
+def test_every_candidate_and_nothing_twice(preset, tmp_path, monkeypatch):
     out, artifacts = tmp_path / "records", tmp_path / "artifacts"
     records = compare(MATH_CODE, preset, METHODS, [0], 3, out=out, artifacts=artifacts)
     assert [r.method for r in records] == METHODS
     assert all(r.n == 3 and set(r.own) == (set() if r.method == "few_shot" else {"maths", "code"}) for r in records)
     cat = next(r for r in records if r.method == "cat")
     values = torch.tensor(cat.coefficients["values"])
-    assert values.shape == (2, len(cat.coefficients["modules"])) and torch.allclose(values.sum(0), torch.ones(values.shape[1]))
+    assert values.shape == (2, len(cat.coefficients["modules"])) and ((values >= 0) & (values <= 1)).all()
+    softmax = torch.tensor(next(r for r in records if r.method == "cat_softmax").coefficients["values"])
+    assert torch.allclose(softmax.sum(0), torch.ones(softmax.shape[1]), atol=2e-5)
 
     assert all(1 <= r.parameters["effective_support"] <= 2 for r in records if r.method in ("moe", "arrow"))
     assert next(r for r in records if r.method == "lorahub").parameters["steps"] == 40
@@ -57,8 +61,8 @@ def test_every_contender_and_nothing_twice(preset, tmp_path, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("finished work was done again")
 
-    monkeypatch.setattr(comparison, "generate", never)
-    monkeypatch.setattr(comparison, "train_lora", never)
+    monkeypatch.setattr(evaluate, "generate", never)
+    monkeypatch.setattr(context_of, "train_lora", never)
     again = compare(MATH_CODE, preset, METHODS, [0], 3, out=out, artifacts=tmp_path / "none")  # records are enough
     assert contents(again) == contents(records)
     assert len(load_records(out, "s5_1_math_code")) == len(METHODS)
@@ -87,11 +91,16 @@ class Killed(BaseException):
     pass
 
 
+@pytest.fixture(scope="module")
+def undisturbed(preset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return compare(MATH_CODE, preset, ["maths", "cat"], [0], 3, out=folder, artifacts=folder / "artifacts")
+
+
 @pytest.mark.parametrize("where", ["generate", "train_lora", "learn"])
-def test_killed_and_resumed_gives_the_same_records(preset, tmp_path, monkeypatch, where):
+def test_killed_and_resumed_gives_the_same_records(preset, undisturbed, tmp_path, monkeypatch, where):
     methods = ["maths", "cat"]
-    undisturbed = compare(MATH_CODE, preset, methods, [0], 3, out=tmp_path / "a", artifacts=tmp_path / "artifacts-a")
-    place = comparison.learn if where == "learn" else comparison
+    place = {"generate": evaluate, "train_lora": context_of, "learn": learning}[where]
     original, calls = getattr(place, where), []
 
     def die(*args, **kwargs):
@@ -112,7 +121,7 @@ def test_training_a_skill_leaves_the_base_as_it_was(preset, tmp_path):
     model, tokenizer = load_base(preset.base)
     before = {name: p.clone() for name, p in model.state_dict().items()}
     rows = encode_examples(tokenizer, maths.load("world", "train", 16, 0), 128)
-    adapter = train_lora(model, tokenizer, rows, preset, name="maths", seed=0, folder=tmp_path / "skill", checkpoint=None)
+    adapter = train_lora(model, tokenizer, rows, preset.training, name="maths", base=preset.base, seed=0, folder=tmp_path / "skill", checkpoint=None)
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
     assert any(f.B.abs().max() > 0 for f in adapter.modules.values())
@@ -190,7 +199,8 @@ def test_unknown_method_and_empty_input_are_named(preset, tmp_path):
     with pytest.raises(LabError, match="no module called 'c_attn'"):
         model, tokenizer = load_base(preset.base)
         rows = encode_examples(tokenizer, maths.load("world", "train", 4, 0), 128)
-        train_lora(model, tokenizer, rows, preset.change(targets=("c_attn",)), name="x", seed=0, folder=tmp_path / "s", checkpoint=None)
+        training = preset.change(targets=("c_attn",)).training
+        train_lora(model, tokenizer, rows, training, name="x", base=preset.base, seed=0, folder=tmp_path / "s", checkpoint=None)
     with pytest.raises(LabError, match="no training rows"):
         lora.encode_examples(None, [], 10)
 
@@ -201,7 +211,7 @@ def test_shipped_skills_are_those_of_the_embedded_preset(section, tmp_path, monk
     preset = section.preset("embedded")
     model, tokenizer = load_base(preset.base)
     context = RunContext(section, preset, 0, Store(tmp_path, shipped=SHIPPED), model, tokenizer)
-    monkeypatch.setattr(comparison, "train_lora", lambda *args, **kwargs: pytest.fail("a shipped skill was trained again"))
+    monkeypatch.setattr(context_of, "train_lora", lambda *args, **kwargs: pytest.fail("a shipped skill was trained again"))
     assert [a.name for a in context.skills] == [task.name for task in section.skills]
     assert all(a.rank == preset.rank for a in context.skills)
 

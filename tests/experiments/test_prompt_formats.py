@@ -13,8 +13,8 @@ def table(**scores):
 
 
 def test_each_claim_is_told_with_what_decides_it():
-    skill, mix = ("skills", 0.6, 0.6, 0.6), ("data", 0.5, 0.5, 0.5)
-    first = table(format_1=skill, format_4=("skills", 0.3, 0.3, 0.3), data_mix=mix, cat=("learned", 0.5, 0.7, 0.3), moe=("routers", 0.4, 0.4, 0.4))
+    skill, mix = ("skill", 0.6, 0.6, 0.6), ("data", 0.5, 0.5, 0.5)
+    first = table(format_1=skill, format_4=("skill", 0.3, 0.3, 0.3), data_mix=mix, cat=("learned", 0.5, 0.7, 0.3), moe=("router", 0.4, 0.4, 0.4))
     second = table(format_1=skill, data_mix=("data", 0.7, 0.7, 0.7), ties=("static", 0.4, 0.4, 0.4), cat=("learned", 0.3, 0.3, 0.3))
     third = second.drop(index="ties").rename(index={"cat": "new"})
     told = prompt_formats.claims({"1 and 4": first, "1 and 2": second, "2 and 4": third}, 0.4)

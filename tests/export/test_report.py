@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from lab.cli.main import main as command
 from lab.errors import LabError
 from lab.export.report import base_layout, describe, inspect, report
 from lab.lora.adapter import LoraAdapter, check_compatible, load, save
@@ -122,10 +123,23 @@ def test_shapes_are_checked_against_the_base_without_its_weights(base, tmp_path,
     assert known.ok and {a.base for a in adapters} == {str(tmp_path / "base")}
 
 
-def test_the_report_is_data():
-    from dataclasses import asdict
-
-    json.dumps(asdict(report(two_skills(llama()))))
+def test_a_program_reads_of_the_report_what_people_read(base, tmp_path, capsys):
+    """`lab inspect --json`: the facts themselves, not as text."""
+    for skill in two_skills(base):
+        save(tmp_path / skill.name, skill)
+    save(tmp_path / "third", two_skills(base)[0])
+    for names in (("math", "code"), ("math", "code", "third")):
+        folders = [str(tmp_path / name) for name in names]
+        command(["inspect", *folders, "--json"])
+        told, (found, adapters) = json.loads(capsys.readouterr().out), inspect(folders)
+        assert [(row["name"], row["rank"], row["parameters"]) for row in told["adapters"]] == [
+            (a.name, list(a.rank), sum(f.A.numel() + f.B.numel() for f in own.modules.values()))
+            for a, own in zip(found.adapters, adapters, strict=True)
+        ]
+        assert {row["name"]: row["reason"] for row in told["methods"]} == {m.name: m.reason for m in found.methods}
+        assert {row["name"] for row in told["methods"]} == METHODS.keys()
+        assert bool(next(row for row in told["methods"] if row["name"] == "slerp")["reason"]) == (len(names) == 3)
+        assert told["problems"] == list(found.problems) == []
 
 
 if __name__ == "__main__":

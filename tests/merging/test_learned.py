@@ -1,6 +1,7 @@
 """Learned methods: AdaMerging, recycling, one coefficient per rank, LoraHub, and how `learn` treats them all."""
 
 import copy
+import dataclasses
 import math
 import threading
 import time
@@ -328,18 +329,27 @@ def test_learning_lowers_the_loss_and_lorahub_never_ends_above_its_start(base):
             assert held_out_loss(model, data, PAD) < plain - 0.01, method
 
 
-def test_defaults_are_the_sources(base):
-    assert METHODS["adamerging"].recipe == Recipe(1e-3, 16, steps=500, data="prompts")
-    assert METHODS["recycling"].recipe == Recipe(5e-2, 8, steps=100)
-    assert METHODS["lorahub"].recipe == Recipe(None, 5, steps=40, data="target", rows=5)
-    assert METHODS["cat"].recipe.data == "mix"
-    stop = {"on_step": lambda step, loss: True}
-    found = learn("recycling", copy.deepcopy(base), equal_skills(base), rows(), PAD, **stop)
-    assert (found.learning_rate, found.steps, len(found.losses)) == (5e-2, 100, 1)
-    found = learn("cat", copy.deepcopy(base), equal_skills(base), rows(22), PAD, epochs=2)
-    assert (found.learning_rate, found.steps) == (1e-4, 6)  # 18 rows to learn on, batches of 8
-    found = learn("lorahub", copy.deepcopy(base), equal_skills(base), rows(5), PAD, **stop)
-    assert (found.learning_rate, found.steps, found.sweep) == (None, 1, [])
+def test_learning_follows_the_methods_recipe(base, registered):
+    """Rate, batch, epochs or steps and kind of data are the recipe's, unless they are given."""
+
+    def learned(method, recipe, data, **given):
+        METHODS[method] = dataclasses.replace(METHODS[method], recipe=recipe)
+        found = learn(method, copy.deepcopy(base), equal_skills(base), data, PAD, on_step=lambda step, loss: True, **given)
+        return found.learning_rate, found.steps, found.losses
+
+    def told(*asked, **given):
+        return learned(*asked, **given)[:2]
+
+    assert told("recycling", Recipe(0.07, 8, steps=9), rows()) == (0.07, 9)
+    assert told("cat", Recipe(2e-4, 8, epochs=2), rows(22)) == (2e-4, 6)  # 18 rows to learn on, batches of 8
+    assert told("cat", Recipe(2e-4, 4, epochs=3), rows(22)) == (2e-4, 15)
+    assert told("cat", Recipe(2e-4, 4, epochs=3), rows(22), rates=(0.5,), batch_size=9, epochs=1) == (0.5, 2)
+    assert told("lorahub", Recipe(None, 5, steps=7, data="target", rows=5), rows(5)) == (None, 1)  # stopped after one try
+    with_answers, without = (
+        [learned("recycling", Recipe(0.07, 8, steps=2, data=data), rows(12, completion_seed=seed))[2] for seed in (1, 2)]
+        for data in ("mix", "prompts")
+    )
+    assert with_answers[0] != with_answers[1] and without[0] == without[1]
 
 
 def make_router(with_objective: bool):

@@ -74,10 +74,13 @@ def _row(number, method, seed, score):
     before = "Question: how?\nProgram: so.\n\n" if method == "few_shot" else ""
     return {
         "id": f"hard-{number}",
+        "question": "",
+        "group": "",
+        "metadata": {},
         "prompt": f"{before}Question: {QUESTIONS[number]}?\nProgram:",
         "completion": f"{method} {seed} {HOSTILE}",
         "extracted": str(number) if score else "",
-        "answer": str(number),
+        "targets": [str(number)] if number else ["0", "none"],
         "score": float(score),
         "reason": "right" if score else "no code" if number == 3 else "wrong",
         "extras": {"last_number": float(number == 0)},

@@ -19,8 +19,8 @@ from lab.records.record import REASONS
 def table():
     return pd.DataFrame(
         {
-            "label": ["Base", "<b>maths</b> & skill", "Learned CAT"],
-            "role": ["base", "skills", "learned"],
+            "label": ["Base", "<b>maths</b> & skill", "CAT"],
+            "role": ["base", "skill", "learned"],
             "score": [0.0, 0.1, 0.6],
             "low": [0.0, 0.05, 0.5],
             "high": [0.02, 0.2, 0.7],
@@ -43,7 +43,7 @@ SUPER = pd.DataFrame(
     [[0.2, 0.1, 0.3, 100, 5, 200, 105, 120.0, True, 500]],
     columns=["merged_only", "low", "high", "merged_only_count", "lost_count", "merged_count", "any_skill_count",
              "sum_of_skills", "super_linear", "n"],
-    index=["Learned CAT"],
+    index=["CAT"],
 )  # fmt: skip
 TWO_BY_TWO = pd.DataFrame([[0.01, 0.05], [0.02, 0.6]], index=["no maths", "maths"], columns=["no code", "code"])
 CLASSES = pd.DataFrame([[0.5, 0.3, 0.2]], columns=["right", "wrong", "no code"], index=["CAT"])

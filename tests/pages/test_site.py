@@ -177,7 +177,7 @@ def test_outcomes():
 def test_card_and_index(tmp_path):
     records = []
     for method, scores in {"base": [0.0] * 4, "maths": [1.0, 0, 0, 0], "cat": [1.0, 1.0, 1.0, 0.0]}.items():
-        empty = {"prompt": "", "completion": "", "extracted": "", "answer": "", "extras": {}}
+        empty = {"question": "", "group": "", "prompt": "", "targets": [], "metadata": {}, "completion": "", "extracted": "", "extras": {}}
         rows = [empty | {"id": str(i), "score": s, "reason": "right" if s else "wrong"} for i, s in enumerate(scores)]
         record = make_record(
             rows,
@@ -192,16 +192,17 @@ def test_card_and_index(tmp_path):
             seconds={"evaluation": 60.0},
         )
         records.append(save_record(record, rows, tmp_path / "records"))
-    card = site.card(records, "cat", "Merging <helps>.")
+    card = site.card(records, finding="Merging <helps>.")
     assert card.card["number"] == "75.0\u00a0%" and "4 problems × 1 seed" in card.card["caption"]
     assert "maths skill: 25.0\u00a0%" in card.card["caption"]
     assert "Merging &lt;helps&gt;." in card.html and "3 min" in card.html and "<td>4 of t version 2</td>" in card.html
     other = replace(records[0], key="another", task="other", n=9, seconds={"make": 120.0})
-    more = site.card(records, "cat", others=[*records, other], seconds=60.0)
+    assert "maths skill" not in site.card(records, "cat").card["caption"]  # asked for by name, it speaks for itself
+    more = site.card(records, others=[*records, other], seconds=60.0)
     assert more.card["measured"] == card.card["measured"] + 180 and "4 of t version 2, 9 of other version 2" in more.html
     assert more.card["caption"] == card.card["caption"]
     commits = [replace(other, key=str(i), environment=other.environment | {"commit": f"{i}" * 40}) for i in range(3)]
-    assert site.card(records, "cat", others=commits).card["code"] == "4 commits, listed at its end"
+    assert site.card(records, others=commits).card["code"] == "4 commits, listed at its end"
 
     nbformat.write(notebook(code("x", FIGURE), code("y", shown(card._repr_mimebundle_()))), tmp_path / "s5_1.ipynb")
     nbformat.write(notebook(code("f()", FAILED)), tmp_path / "s5_2.ipynb")
@@ -319,13 +320,13 @@ def test_pages_of_records_run_their_own_script_only(pages, name):
 def test_the_leaderboard_is_a_plain_table_with_intervals_and_records(pages):
     page = (pages / "leaderboard.html").read_text()
     rows = {(row[0], row[2].split(" embedded")[0]): row for row in cells(page)}
-    cat = rows["Learned CAT", "5.1 Hard maths"]
+    cat = rows["CAT", "5.1 Hard maths"]
     assert cat[1].startswith("75.0 (") and cat[4:6] == ["4", "2"] and cat[6] == "50.0 (maths 60.0, code 40.0)"
     assert cat[7:9] == ["32", "1,235"] and cat[9] == "last number 25.0"
     assert cat[10].count("json") == 2 and cat[10].count("rows") == 2
     kept_out = rows["Data mix", "5.1 Hard maths"]
     assert kept_out[1].startswith("50.0 (") and "rows" not in kept_out[10]  # one seed: its record has the interval
-    assert ("Learned CAT", "s5_4_prompt_formats 1 4") not in rows and ("Learned CAT", "s5 4 prompt formats 1 4") in rows
+    assert ("CAT", "s5_4_prompt_formats 1 4") not in rows and ("CAT", "s5 4 prompt formats 1 4") in rows
     scores = [float(row[1].split()[0]) for row in cells(page) if row[2].startswith("5.1")]
     assert scores == sorted(scores, reverse=True)
 
@@ -340,7 +341,7 @@ def test_completions_lie_in_the_page_problem_by_problem(pages):
             continue
         for row, (name, prompt, answer, answers) in zip(record.rows(), board["problems"], strict=True):
             completion, extracted, reason, score, before, extras = answers[place]
-            assert (name, answer, completion) == (row["id"], row["answer"], row["completion"])
+            assert (name, answer, completion) == (row["id"], " or ".join(row["targets"]), row["completion"])
             assert (extracted, reason, score, extras) == (row["extracted"], row["reason"], row["score"], row["extras"])
             assert ("" if before is None else board["before"][before]) + prompt == row["prompt"]
     assert len(board["before"]) == 1  # the few-shot base's examples, once for all problems
@@ -430,7 +431,7 @@ def test_another_run_of_a_method_is_told_apart(tmp_path):
     (board,), _ = boards.boards(load_records(tmp_path / "records"))
     lines = [line for line in boards.lines(board) if line.method == "cat"]
     assert len({line.name for line in lines}) == 2 and all(
-        re.fullmatch(r"Learned CAT \([0-9a-f]{6}\)", line.name) for line in lines
+        re.fullmatch(r"CAT \([0-9a-f]{6}\)", line.name) for line in lines
     )
     assert [[r.seed for r in line.records] for line in lines] == [[0, 1], [0, 1]]
     for line in lines:

@@ -1,14 +1,16 @@
 import gzip
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
 from lab.errors import LabError
 from lab.evaluation import statistics
+from lab.evaluation.evaluate import scored_rows
+from lab.evaluation.scorers import Verdict
 from lab.experiments.candidates import describe
 from lab.files import content_hash
+from lab.records import record as record_of
 from lab.records import tables
 from lab.records.record import (
     by_question,
@@ -20,13 +22,14 @@ from lab.records.record import (
     save_record,
     skill_names,
 )
+from lab.tasks import Example
 
 
 def rows_of(scores, reason="wrong"):
     reasons = {1.0: "right", 0.0: reason, None: "unscored"}
     return [
-        {"id": f"p{i}", "prompt": "How many?", "completion": f"x{score}", "extracted": "1", "answer": "1", "score": score,
-         "reason": reasons[score], "extras": {} if score is None else {"last_number": 1.0}}
+        {"id": f"p{i}", "question": "", "group": "", "prompt": "How many?", "targets": ["1"], "metadata": {}, "completion": f"x{score}",
+         "extracted": "1", "score": score, "reason": reasons[score], "extras": {} if score is None else {"last_number": 1.0}}
         for i, score in enumerate(scores)
     ]  # fmt: skip
 
@@ -92,7 +95,8 @@ def test_finished_work_is_found_and_damaged_work_done_again(tmp_path):
     assert find_record(tmp_path, "s", record.key) == record
     assert find_record(tmp_path, "s", content_hash("other")) is None
     record.path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
-    assert find_record(tmp_path, "s", record.key) is None
+    with pytest.warns(UserWarning, match=f"{record.path.name}, or its completions, is damaged: it is made again"):
+        assert find_record(tmp_path, "s", record.key) is None
     with pytest.raises(LabError, match="do not belong"):
         record.rows()
     assert saved(tmp_path, "cat", 0, [1.0, 0.0]).rows() == rows_of([1.0, 0.0])
@@ -105,7 +109,8 @@ def test_questions_lie_once_for_all_that_were_asked_them(tmp_path):
     assert asked == questions_file(two) != questions_file(other)
     assert len(list((tmp_path / "s").glob("questions-*"))) == 2 and two.rows() == rows_of([0.0, None])
     asked.write_bytes(b"cut")
-    assert find_record(tmp_path, "s", one.key) is None
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert find_record(tmp_path, "s", one.key) is None
     with pytest.raises(LabError, match=f"{asked.name} are missing or damaged"):
         two.rows()
     saved(tmp_path, "cat", 0, [1.0, 0.0])
@@ -138,7 +143,7 @@ def test_no_record_without_its_completions(tmp_path, monkeypatch):
             raise LabError("disk full")
         written.append(path)
 
-    monkeypatch.setattr(results, "write_atomic", fail_at_record)
+    monkeypatch.setattr(record_of, "write_atomic", fail_at_record)
     with pytest.raises(LabError, match="disk full"):
         saved(tmp_path, "cat", 0, [1.0, 0.0])
     assert [path.name.endswith(".jsonl.gz") for path in written] == [True, True]
@@ -156,13 +161,15 @@ def test_bad_input_is_told_in_one_sentence(tmp_path):
             rows_of([1.0]) * 2, section="s", preset="p", method="cat", seed=0, task="t", task_version=1, key="k"
         )
     with pytest.raises(LabError, match="2 examples, 1 completions and 1 verdicts"):
-        results.completion_rows([None, None], ["a"], [None])
+        scored_rows([None, None], ["a"], [None])
 
 
-def test_completion_rows():
-    example = SimpleNamespace(id="p0", prompt="How many?", completion="", answer="1")
-    verdict = SimpleNamespace(reason="right", score=1.0, extracted="1", extras={"last_number": 1.0})
-    assert results.completion_rows([example], ["x1.0"], [verdict]) == rows_of([1.0])
+def test_scored_rows_hold_the_facts_of_example_and_verdict():
+    example = Example("p0", "How many?", targets=("1",))
+    verdict = Verdict("right", 1.0, "1", {"last_number": 1.0})
+    assert scored_rows([example], ["x1.0"], [verdict]) == rows_of([1.0])
+    told = scored_rows([replace(example, question="q", group="format 3", metadata={"set": "piqa"})], ["x1.0"], [verdict])
+    assert told == [rows_of([1.0])[0] | {"question": "q", "group": "format 3", "metadata": {"set": "piqa"}}]
 
 
 def test_result_table(records):
@@ -183,52 +190,54 @@ def test_result_table(records):
 
 def test_formatted_table(records):
     shown = tables.format_table(tables.result_table(records, "cat"))
-    assert shown.loc["Learned CAT", "difference to Learned CAT, points"] == ""
-    assert shown.loc["Base", "difference to Learned CAT, points"].startswith("−50.0 (")
+    assert shown.loc["CAT", "difference to CAT, points"] == ""
+    assert shown.loc["Base", "difference to CAT, points"].startswith("−50.0 (")
     assert shown.loc["maths skill", "maths test, %"] == "90.0"
     assert shown.loc["Base", "n × seeds"] == "8 × 1"
 
 
 def test_the_finding_is_clear_only_where_the_test_and_the_interval_agree(tmp_path):
-    def told(name, *by_seed):
-        runs = [("cat", [1.0, 0.0] * 20)] * len(by_seed) + [("ties", scores) for scores in by_seed]
-        saves = [saved(tmp_path / name, method, i % len(by_seed), scores) for i, (method, scores) in enumerate(runs)]
-        return tables.finding(tables.result_table(saves, "cat"))
+    def told(name, *by_seed, rival="data_mix"):
+        runs = [("cat", [1.0, 0.0] * 20)] * len(by_seed) + [(rival, scores) for scores in by_seed]
+        return tables.finding([saved(tmp_path / name, method, i % len(by_seed), scores) for i, (method, scores) in enumerate(runs)])
 
-    half = "Learned CAT solves 50.0 %, "
-    assert told("steady", [0.0] * 40, [0.0] * 40) == (
-        f"{half}50.0 points ahead of the best other method, TIES (0.0 %): a clear difference (p < 0.001, Holm)."
+    half = "The only merge, CAT, solves 50.0 %: "
+    assert told("steady", [0.0] * 40, [0.0] * 40) == f"{half}clearly ahead of Data mix (0.0 %)."
+    assert told("one", [1.0] * 40) == f"{half}clearly behind Data mix (100.0 %)."
+    assert told("level", [1.0, 0.0] * 20) == f"{half}not clearly different from Data mix (50.0 %)."
+    assert told("apart", [0.0] * 40, [1.0, 0.0] * 20) == f"{half}not clearly different from Data mix (25.0 %)."
+    by_method = {name: [r for r in load_records(tmp_path / "apart") if r.method == name] for name in ("cat", "data_mix")}
+    apart = tables.differences({("apart",): (by_method["cat"], by_method["data_mix"])}).iloc[0]
+    assert apart["p_holm"] < 0.001 and apart["low"] < 0 and apart["verdict"] == "unclear"  # the seeds disagree: not for new ones
+    assert told("merges", [1.0] * 40, rival="ties") == (
+        "The best of 2 merges on this test, TIES, solves 100.0 %. CAT, the paper's method, solves 50.0 %, clearly behind it."
     )
-    assert "behind the best other method" in told("one", [1.0] * 40) and ": a clear difference" in told("one", [1.0] * 40)
-    assert told("level", [1.0, 0.0] * 20) == f"{half}level with the best other method, TIES (50.0 %): " + (
-        "not a clear difference (p = 1.000, Holm)."
-    )
-    seeds_disagree = told("apart", [0.0] * 40, [1.0, 0.0] * 20)
-    assert ": a clear difference with these seeds (p < 0.001, Holm), not for new ones (−" in seeds_disagree
-    assert seeds_disagree.endswith(" to +100.0)."), seeds_disagree
+    assert told("behind", [0.0] * 40, rival="ties") == "The best of 2 merges on this test, CAT, solves 50.0 %."
+    assert tables.finding([saved(tmp_path / "none", "base", 0, [1.0])]) == "There is no merge among these records."
 
 
 def test_wordings_of_a_question_count_once(tmp_path):
     """Asked in two formats and right or wrong in both, a question tells no more than asked once; half right is a half."""
     right = {"cat": [1, 1, 1, 0, 1, 0, 1, 1], "ties": [1, 0, 1, 0, 0, 0, 1, 0]}
 
-    def table(folder, ids):
+    def table(folder, ids, questions):
         for method, scores in right.items():
-            rows = [row | {"id": name} for name, row in zip(ids, rows_of(map(float, scores * (len(ids) // 8))), strict=True)]
+            facts = [{"id": name, "question": question} for name, question in zip(ids, questions, strict=True)]
+            rows = [row | own for own, row in zip(facts, rows_of(map(float, scores * (len(ids) // 8))), strict=True)]
             made = make_record(
                 rows, section="s", preset="p", method=method, seed=0, task="t", task_version=1, key=content_hash(method)
             )
             save_record(made, rows, tmp_path / folder)
         return tables.result_table(load_records(tmp_path / folder), "cat")
 
-    formats = table("formats", [f"format {f}, {q}" for f in (3, 7) for q in range(8)])
-    once = table("once", [str(q) for q in range(8)])
-    apart = table("apart", [str(q) for q in range(16)])
+    formats = table("formats", [f"format {f}, {q}" for f in (3, 7) for q in range(8)], [str(q) for _ in (3, 7) for q in range(8)])
+    once = table("once", [str(q) for q in range(8)], [""] * 8)
+    apart = table("apart", [str(q) for q in range(16)], [""] * 16)
     columns = ["score", "low", "high", "difference", "difference_low", "difference_high", "p"]
     assert formats[columns].equals(once[columns]) and set(formats["n"]) == {8}
     assert apart.at["ties", "p"] < once.at["ties", "p"]
-    half = [{"id": "format 3, 1", "score": 1.0}, {"id": "format 7, 1", "score": 0.0}, {"id": "format 7, 2", "score": None}]
-    assert by_question(half) == {"1": 0.5, "2": None}
+    half = [("a", "1", 1.0), ("b", "1", 0.0), ("c", "2", None), ("d", "2", 1.0), ("e", "", 1.0)]
+    assert by_question([{"id": name, "question": asked, "score": score} for name, asked, score in half]) == {"1": 0.5, "2": None, "e": 1.0}
 
 
 def test_tables_refuse_what_cannot_be_compared(records, tmp_path):
@@ -248,12 +257,12 @@ def test_tables_refuse_what_cannot_be_compared(records, tmp_path):
 
 def test_super_linearity(records):
     table = tables.super_linearity(records)
-    assert list(table.index) == ["Static CAT", "Learned CAT"]
-    learned = table.loc["Learned CAT"]
+    assert list(table.index) == ["Static CAT", "CAT"]
+    learned = table.loc["CAT"]
     assert (learned["merged_only"], learned["any_skill_count"], learned["sum_of_skills"]) == (0.25, 2, 2)
     assert learned["super_linear"] and learned["n"] == 8
     assert table.loc["Static CAT", "merged_only_count"] == 0.5
-    shown = tables.format_super_linearity(table).loc["Learned CAT"]
+    shown = tables.format_super_linearity(table).loc["CAT"]
     assert (shown["solved"], shown["only by the merge"], shown["super-linear"]) == ("4", "2", "yes")
     with pytest.raises(LabError, match="skill alone"):
         tables.super_linearity([r for r in records if r.method in ("base", "cat")])
@@ -272,21 +281,21 @@ def test_error_classes_are_shares_of_all_problems(tmp_path):
     saved(tmp_path, "cat", 1, [1.0, 1.0, 0.0, 0.0])
     table = tables.error_classes(load_records(tmp_path))
     assert list(table.columns) == ["right", "wrong", "unscored"]
-    assert table.loc["Learned CAT"].tolist() == [0.375, 0.5, 0.125]
+    assert table.loc["CAT"].tolist() == [0.375, 0.5, 0.125]
 
 
 def test_worked_examples_begin_where_only_the_merge_is_right(records):
     worked = tables.worked_examples(records, "cat", 3)
     assert [example.id for example in worked] == ["p2", "p3", "p0"]
-    assert list(worked[0].answers) == ["maths skill", "code skill", "Learned CAT"]
-    assert worked[0].answers["Learned CAT"]["reason"] == "right"
+    assert list(worked[0].answers) == ["maths skill", "code skill", "CAT"]
+    assert worked[0].answers["CAT"]["reason"] == "right"
 
 
 def test_smaller_tables(records):
     both = tables.paper_and_measured(records, {"cat": 0.2111, "moe": None})
-    assert both.loc["Learned CAT"].tolist() == ["21.1", "50.0"] and both.loc["MoE router"].tolist() == ["", ""]
+    assert both.loc["CAT"].tolist() == ["21.1", "50.0"] and both.loc["MoE router"].tolist() == ["", ""]
     assert tables.loss_curves(records) == {"Static CAT": [[2.0, 1.0]] * 2}
-    assert tables.stage_seconds(records).loc["Learned CAT", "learning"] == 3.0
+    assert tables.stage_seconds(records).loc["CAT", "learning"] == 3.0
 
 
 def test_tradeoff_and_the_ranks_of_a_skill(records):
@@ -300,13 +309,13 @@ def test_tradeoff_and_the_ranks_of_a_skill(records):
 
 
 def test_methods_are_described_in_one_place():
-    order = ["base", "maths", "cat_random", "cat_static", "unheard_of", "cat", "cat_sigmoid", "data_mix"]
+    order = ["base", "maths", "cat_random", "cat_static", "moe", "cat", "cat_softmax", "data_mix", "retrieval_bm25", "unheard_of"]
     infos = [describe(name, ["maths"]) for name in order]
     assert sorted(infos, key=lambda info: info.position) == infos
-    assert [info.role for info in infos] == ["base", "skills", "controls", "static", "static", "learned", "learned", "data"]
-    assert describe("cat_sigmoid").label == "Learned CAT (sigmoid)"
+    assert [info.role for info in infos] == ["base", "skill", "control", "static", "router", "learned", "learned", "data", "retrieval", "other"]
+    assert describe("cat_softmax").label == "CAT (softmax)"
     assert describe("new_lora_compute").label != describe("new_lora").label
-    assert describe("rescale_code", ["code"]).role == "controls"
+    assert describe("rescale_one", ["code"]).role == "control"
 
 
 def test_environment_says_where_it_ran(monkeypatch):
@@ -314,4 +323,4 @@ def test_environment_says_where_it_ran(monkeypatch):
     assert found["versions"]["torch"] and found["device"] and found["cores"] >= 1
     json.dumps(found)
     monkeypatch.setenv("PATH", "")
-    assert tables._git("rev-parse", "HEAD") is None
+    assert record_of._git("rev-parse", "HEAD") is None

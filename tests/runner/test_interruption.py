@@ -14,8 +14,7 @@ PROGRAM = """
 import sys, time, torch
 torch.set_num_threads(1)
 import lab.training.loop, lab.evaluation.generate
-from lab.experiments import comparison
-from lab.experiments import sections
+from lab.experiments import comparison, sections
 from lab.experiments.presets import get_preset
 from pathlib import Path
 base, folder, pause = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])

@@ -94,7 +94,7 @@ def kernels_find_lab(monkeypatch):
 
 
 def test_papermill_itself_refuses_too(tmp_path):
-    path = write(tmp_path / "a.ipynb", "from lab import runs\nruns.check_parameters(globals())", "open('ran', 'w')")
+    path = write(tmp_path / "a.ipynb", "from lab.runner import notebooks\nnotebooks.check_parameters(globals())", "open('ran', 'w')")
     with pytest.raises(papermill.PapermillExecutionError, match="no parameter sedes in this notebook. Did you mean seeds"):
         papermill.execute_notebook(path, None, {"sedes": [1]}, kernel_name="python3", progress_bar=False, cwd=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.ipynb"]
@@ -164,7 +164,7 @@ def test_order_parameters_and_estimate(tmp_path, capsys, monkeypatch):
     for name in ("a", "b"):
         parameters = f"name = '{name}'\npreset = 'embedded'\nseeds = [0]\nsettings = {{}}\nout = 'x'\n"
         write(tmp_path / "notebooks" / f"{name}.ipynb", mark, "print(settings, out)", parameters=parameters)
-    listed = {"a": notebooks.Listed({"seeds": [9]}, {"seeds": [0, 1]}, ("b",), (7, 70))}
+    listed = {"a": notebooks.Listed({"seeds": [9]}, {"seeds": [0, 1]}, ("b",), minutes=(7, 70))}
     monkeypatch.setattr(notebooks, "NOTEBOOKS", listed)
     monkeypatch.setattr(notebooks, "EVERY", 0.2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -205,7 +205,7 @@ def test_what_is_overdue_is_not_said_to_end_at_once(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(notebooks, "NOTEBOOKS", {"a": notebooks.Listed(minutes=(0.001, 0.001))})
     monkeypatch.setattr(notebooks, "EVERY", 0.5)
     assert notebooks.main(folders(tmp_path)) == 0
-    waits = re.findall(r"so far, about (\d+) s to go", capsys.readouterr().out)
+    waits = re.findall(r"so far, about (\d+) s, a guess: a over its usual time, to go", capsys.readouterr().out)
     assert int(waits[-1]) >= 2
 
 

@@ -122,12 +122,12 @@ def test_every_hub_set_of_every_section_is_known_and_pinned():
                 assert len(source.revision) == 40 or source.id in UNVERIFIED, source
 
 
-def test_a_skill_at_home_in_another_section_is_trained_once():
+def test_a_skill_of_several_sections_is_trained_once():
     preset, trained, counted = get_preset("paper"), set(), []
     for section in (FORMATS_1_4, FORMATS_1_2, FORMATS_2_4):
         jobs = plan_section(section, preset, ["base"], [0], 10, plan.GPU, trained).jobs
         counted += [job.name for job in jobs]
-        trained |= {(plan.home_of(section, task.name), task.name, preset) for task in section.skills}
+        trained |= {plan.skill_of(task, preset) for task in section.skills}
     assert counted == ["skill format_1", "skill format_4", "skill format_2"]
 
 

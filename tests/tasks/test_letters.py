@@ -13,7 +13,7 @@ from lab.errors import LabError
 from lab.evaluation.likelihood import most_likely
 from lab.experiments import comparison, sections
 from lab.pages import figures
-from lab.tasks import choice, letters
+from lab.tasks import Example, choice, letters
 from lab.tasks.choice import Question
 from lab.tasks.formats import FORMATS
 from lab.training.loop import encode
@@ -77,7 +77,7 @@ def test_every_letter_is_a_token_and_constant_phrases_are_one():
 
 def test_target_asks_each_question_in_each_format():
     rows = letters.TARGET.load("world", "test", 10, 0)
-    assert [row.id.partition(",")[0] for row in rows[:5]] == ["format 3", "format 7", "format 8", "format 10", "format 3"]
+    assert [row.group for row in rows[:5]] == ["format 3", "format 7", "format 8", "format 10", "format 3"]
     asked = [FORMATS[number].parse(row.prompt) for number, row in zip((3, 7, 8, 10, 3), rows, strict=False)]
     assert len(rows) == 10 and len(set(asked[:4])) == 1 and asked[4] != asked[0]
     with pytest.raises(LabError, match="never trained on"):
@@ -85,20 +85,21 @@ def test_target_asks_each_question_in_each_format():
 
 
 def test_scores_are_told_by_format():
-    found = letters.score(["the correct answer is 3", "4.", "a0 b0"], ["3, asked in format 7", "4", "0, asked in format 10"])
+    asked = [Example("a", "", targets=("3",), group="format 7"), Example("b", "", targets=("4",)), Example("c", "", targets=("0",), group="format 10")]
+    found = letters.score(["the correct answer is 3", "4.", "a0 b0"], asked)
     assert [v.score for v in found] == [1, 1, 0] and found[2].reason == "no answer"
     assert [v.extras for v in found] == [{"format 7": 1}, {}, {"format 10": 0}]
 
 
 def test_majority_is_counted_over_the_numbers():
-    assert letters.majority(["0, asked in format 3", "0, asked in format 7", "2, asked in format 3", "1"]) == ("0", 0.5)
+    assert letters.majority([("0",), ("0",), ("2",), ("1",)]) == ("0", 0.5)
 
 
 @pytest.mark.parametrize("task", [letters.skill(1), letters.skill(4), choice.PROMPT_1, choice.PROMPT_2], ids=lambda t: t.name)
 def test_rows_score_right_on_their_own_completion(task):
     rows = task.load("world", "test", 50, 0)
-    assert all(v.score == 1 for v in task.score([r.completion for r in rows], [r.answer for r in rows]))
-    assert sum(v.score for v in task.score([rows[i - 1].completion for i in range(50)], [r.answer for r in rows])) < 35
+    assert all(v.score == 1 for v in task.score([r.completion for r in rows], rows))
+    assert sum(v.score for v in task.score([rows[i - 1].completion for i in range(50)], rows)) < 35
 
 
 def test_real_rows_are_those_of_the_files(data_folder):
@@ -112,10 +113,10 @@ def test_real_rows_are_those_of_the_files(data_folder):
     target = letters.TARGET.load(source, "test", None, 0)
     for number in (3, 7):
         rows = json.loads((data_folder / "task_161" / f"test_instructions_format{number}.json").read_text())
-        asked = [row for row in target if row.id.startswith(f"format {number},")]
+        asked = [row for row in target if row.group == f"format {number}"]
         assert [row.prompt for row in asked] == [row["instruction"] for row in rows]
-        assert [f"the correct answer is {row.answer.partition(',')[0]}" for row in asked] == [row["output"] for row in rows]
-    assert letters.majority([row.answer for row in target])[1] == pytest.approx(0.391, abs=1e-3)
+        assert [f"the correct answer is {row.targets[0]}" for row in asked] == [row["output"] for row in rows]
+    assert letters.majority([row.targets for row in target])[1] == pytest.approx(0.391, abs=1e-3)
 
 
 def test_hub_rows_are_parsed(monkeypatch):
@@ -149,16 +150,16 @@ def test_real_choices_keep_their_words(data_folder):
             assert all(text in row["instruction"] for text in (question.text, *question.choices)) and question.text in second
     assert exact / asked > 0.9  # a few rows have stray spaces
     rows = choice.TARGET.load(source, "test", 24, 0)
-    assert {row.id.partition(" of ")[2].partition(",")[0] for row in rows} == set(choice.TEST_SETS)
+    assert {row.metadata["set"] for row in rows} == set(choice.TEST_SETS) and {row.group for row in rows} == {"prompt 1", "prompt 2"}
     assert not {r.prompt for r in choice.PROMPT_1.load(source, "train", None, 0)} & {r.prompt for r in rows}
 
 
 def test_choice_is_what_is_named_first():
-    found = choice.score(
-        ["the correct answer is answer2", "choice (3)", "2", "solution1 or solution2"],
-        ["2, asked in prompt 1 of piqa", "2", "2", "2, asked in prompt 2"],
-    )  # fmt: skip
+    plain = Example("a", "", targets=("2",))
+    first, second = (replace(plain, group=f"prompt {n}", metadata={"set": name}) for n, name in ((1, "piqa"), (2, "world")))
+    found = choice.score(["the correct answer is answer2", "choice (3)", "2", "solution1 or solution2"], [first, plain, plain, second])
     assert [v.score for v in found] == [1, 0, 0, 0] and found[0].extras == {"prompt 1": 1, "piqa": 1}
+    assert found[1].extras == {} and found[3].extras == {"prompt 2": 0}
 
 
 def test_other_text_is_no_multiple_choice():
@@ -226,14 +227,14 @@ def test_records_of_rows_that_may_not_be_passed_on_hold_no_prompt(tiny_base, tmp
     )
     (record,) = comparison.compare(real, chosen, ["base"], [0], 8, out=tmp_path, artifacts=tmp_path / "store")
     assert record.section == "s5_4_prompt_formats_real_1_4"
-    assert all(row["prompt"] == "" and row["answer"] for row in record.rows()) and record.n == 8
+    assert all(row["prompt"] == "" and row["targets"] for row in record.rows()) and record.n == 8
 
 
 # Figure 10
 
 
 def test_panels_show_each_pair_with_its_own_skills():
-    columns = {"label": ["Base", "a skill"], "role": ["base", "skills"], "format 10": [0.1, 0.9], "format 3": [0.2, 0.8]}
+    columns = {"label": ["Base", "a skill"], "role": ["base", "skill"], "format 10": [0.1, 0.9], "format 3": [0.2, 0.8]}
     tables = {name: pd.DataFrame(columns, index=["base", name]) for name in ("a", "b")}
     chart = figures.format_panels(tables, 0.4)
     assert [[label.get_text() for label in panel.get_xticklabels()] for panel in chart.axes] == [["3", "10"]] * 2

@@ -5,19 +5,21 @@ import json
 
 import pytest
 import torch
-from lab.experiments.continual import folded
 
 from lab.errors import LabError
-from lab.experiments import comparison, retrieval_baseline, sections
-from lab.experiments.comparison import applied, compare
-from lab.experiments.context import RunContext
+from lab.evaluation.retrieval import RETRIEVERS
+from lab.experiments import comparison
+from lab.experiments.candidates import CANDIDATES, find
+from lab.experiments.comparison import compare
+from lab.experiments.context import RunContext, applied
 from lab.experiments.presets import get_preset
-from lab.experiments.sections import QABOT, qabot
+from lab.experiments.sections import MATH_CODE, QABOT, qabot
 from lab.experiments.store import Store
+from lab.lora import adapter as adapters_of
 from lab.lora.base import load_base
-from lab.tasks import instruction, manual, manual_qa
-from lab.tasks.instruction import mark_keys, score_answers
-from lab.training.lora import train_steps
+from lab.lora.stacked import folded
+from lab.tasks import Example, instruction, manual, manual_qa
+from lab.tasks.instruction import key_words, score_answers
 from lab.world.reading import manual as world
 
 
@@ -56,34 +58,34 @@ def test_the_text_tells_what_the_questions_ask():
 @pytest.mark.parametrize("task", [instruction.TASK, manual.TASK])
 def test_generated_rows_score_right_on_their_own_completion_only(task):
     rows = task.load("world", "test", 20, 0)
-    answers = [e.answer for e in rows]
-    assert all(v.reason == "right" for v in task.score([e.completion for e in rows], answers))
-    assert sum(v.score for v in task.score([rows[i - 1].completion for i in range(20)], answers)) < 5
+    assert all(v.reason == "right" for v in task.score([e.completion for e in rows], rows))
+    assert sum(v.score for v in task.score([rows[i - 1].completion for i in range(20)], rows)) < 5
 
 
 def test_a_manuals_statement_is_no_answer_in_form():
-    (verdict,) = score_answers([" The tepope eats oats. It is red."], ["oats"])
+    (verdict,) = score_answers([" The tepope eats oats. It is red."], [Example("a", "", targets=("oats",))])
     assert verdict.score == 0 and verdict.reason == "partly right"
 
 
 def test_key_words_are_those_that_the_question_does_not_give():
-    marked = mark_keys("What is the spellcasting ability for bard spells?", "The spellcasting ability for bards is Charisma.")
-    assert marked == "The spellcasting ability for [bards] is [Charisma]."
-    assert mark_keys("What is an elf's speed [base]?", "Its [base] speed is 30 feet.") == "Its (base) speed is [30] [feet]."
-    assert mark_keys("Is ale sour?", "Ale is sour.") == "[Ale] is [sour]."  # nothing new: every word with meaning
-    assert mark_keys("Is it?", "It is.") == "[It] [is]."
+    found = key_words("What is the spellcasting ability for bard spells?", "The spellcasting ability for bards is Charisma.")
+    assert found == ["bards", "charisma"]
+    assert key_words("What is an elf's speed [base]?", "Its [base] speed is 30 feet.") == ["30", "feet"]
+    assert key_words("Is ale sour?", "Ale is sour.") == ["ale", "sour"]  # nothing new: every word with meaning
+    assert key_words("Is it?", "It is.") == ["is", "it"]
 
 
 def test_answers_in_sentences_are_right_by_their_key_words():
-    gold = mark_keys("What can a bard focus with?", "A musical instrument, such as a lute, can be used.")
+    gold = "A musical instrument, such as a lute, can be used."
+    asked = Example("a", "", targets=(gold,), metadata={"keys": key_words("What can a bard focus with?", gold)})
     said = ["It is a musical instrument like a lute.", "An instrument.", "A bard can focus with a bard.", " "]
-    verdicts = score_answers(said, [gold] * 4)
+    verdicts = score_answers(said, [asked] * 4)
     assert [v.reason for v in verdicts] == ["right", "partly right", "wrong", "no answer"]
     assert verdicts[0].extras["key_recall"] == 0.75 and verdicts[1].extras["key_recall"] == 0.25  # musical, instrument, lute, used
-    full = score_answers(["A musical instrument, such as a lute, can be used."], [gold])[0]
+    full = score_answers([gold], [asked])[0]
     assert full.extras == {"exact_match": 1.0, "f1": 1.0, "key_recall": 1.0}
     with pytest.raises(LabError, match="no gold answer"):
-        score_answers(["x"], [""])
+        score_answers(["x"], [Example("a", "", targets=("",))])
 
 
 def test_the_base_is_exactly_itself_after_folding(context):
@@ -101,9 +103,9 @@ def test_continual_mix_is_one_adapter_of_both_steps(context):
     entry = find("data_mix_continual", QABOT).make(context)
     adapter, facts = entry.load()
     rows = context.rows(instruction.TASK)
-    assert adapter.rank == 4 and facts["steps"] == train_steps(context.preset.change(epochs=1), len(rows)) == len(facts["loss"])
+    assert adapter.rank == 4 and facts["steps"] == context.preset.change(epochs=1).training.steps(len(rows)) == len(facts["loss"])
     (folder,) = context.store.root.glob("skill-instruction-after-manual-*")
-    second = comparison.adapters_of.load(folder, name="second")
+    second = adapters_of.load(folder, name="second")
     ids = torch.tensor([rows[0].ids])
     with torch.no_grad():
         with folded(context.model, context.skills[0]), applied(context.model, second):
@@ -126,9 +128,9 @@ def test_open_book_puts_what_is_found_before_the_question(context):
     assert adapter.digest() == context.skills[1].digest()
     found = 0
     for example in manual_qa.TASK.load("world", "test", 30, 0):
-        text = entry.context(example)
+        text = entry.before(example)
         assert text.startswith("Passage: ") and text.endswith("\n")
-        found += example.answer in text
+        found += example.targets[0] in text
     assert found >= 25
 
 
@@ -143,17 +145,16 @@ def test_the_whole_path_on_real_rows(context, data_folder, tmp_path):
         assert {"key_recall", "f1", "exact_match"} <= set(records[0].scores) and records[0].own.keys() == {"manual", "instruction"}
         real = RunContext(section, preset, 0, Store(tmp_path / "artifacts"), context.model, context.tokenizer)
         entry = find("retrieval_bm25", section).make(real)
-        assert len(entry.context(section.target.load(str(data_folder / "qabot"), "test", 1, 0)[0]).split()) > 200
+        assert len(entry.before(section.target.load(str(data_folder / "qabot"), "test", 1, 0)[0]).split()) > 200
 
 
 def test_real_rows(data_folder):
     for task, folder, count in ((manual_qa.TASK, "qabot", 25), (manual_qa.BIOLOGY, "qabot", 20)):
         rows = task.load(str(data_folder / folder), "test", None, 0)
-        assert len(rows) == count and all("[" in e.answer for e in rows)
-        gold = [e.answer.replace("[", "").replace("]", "") for e in rows]
-        assert all(v.score == 1 for v in task.score(gold, [e.answer for e in rows]))
+        assert len(rows) == count and all(e.metadata["keys"] for e in rows)
+        assert all(v.score == 1 for v in task.score([e.targets[0] for e in rows], rows))
         questions = [e.prompt.removeprefix("Question: ").removesuffix("\nReply:") for e in rows]
-        assert sum(v.score for v in task.score(questions, [e.answer for e in rows])) <= 1  # repeating the question is no answer
+        assert sum(v.score for v in task.score(questions, rows)) <= 1  # repeating the question is no answer
     texts = manual.TASK.load(str(data_folder / "srd52"), "train", None, 0)
     shifted = manual.TASK.load(str(data_folder / "srd52"), "calibration", None, 0)
     assert len(texts) > 1500 and all(len(e.completion.split()) <= manual.PIECE for e in texts)
@@ -204,6 +205,8 @@ def test_what_a_folder_lacks_may_come_from_the_hub(tmp_path):
             comparison.check(QABOT, QABOT.preset(name), ["base"])
 
 
-def test_every_contender_of_the_section_is_found():
-    for name in ("manual_few_shot", "data_mix_continual", *retrieval_baseline.RETRIEVERS):
-        assert find(name, sections.QABOT) is QABOT.contenders[name]
+def test_every_candidate_of_the_section_is_found_there_alone():
+    for name in ("manual_few_shot", "data_mix_continual", *RETRIEVERS):
+        assert find(name, QABOT) is CANDIDATES[name] and CANDIDATES[name].special
+        with pytest.raises(LabError, match=f"no method '{name}'"):
+            find(name, MATH_CODE)

@@ -8,6 +8,7 @@ import pytest
 
 from lab.errors import LabError
 from lab.evaluation import judge
+from lab.evaluation.evaluate import scored_rows
 from lab.evaluation.judge import Deterministic
 from lab.evaluation.reading_scores import (
     NOT_IN_CONTEXT,
@@ -70,24 +71,23 @@ def test_verdicts():
     long = "RPKM is a commonly used measure of gene expression"
     said = ["The answer is den.", "The answer is red den.", "hill.", "", "The answer is gene expression measure RPKM.", "RPKM."]
     completions = [f" {text}" for text in said]
-    verdicts = score_reading(completions, ["den\ncave", "den", "den", "den", long, long])
+    verdicts = score_reading(completions, [("den", "cave"), ("den",), ("den",), ("den",), (long,), (long,)])
     assert [v.reason for v in verdicts] == ["right", "partly right", "wrong", "no answer", "right", "partly right"]
     assert [v.score for v in verdicts] == [1, 0, 0, 0, 1, 0] and verdicts[4].extras["exact_match"] == 0
-    assert score_reading([" the cave"], ["den\ncave"])[0].extras == {"exact_match": 1, "f1": 1}  # the best of several wordings
+    assert score_reading([" the cave"], [("den", "cave")])[0].extras == {"exact_match": 1, "f1": 1}  # the best of several wordings
     endings = score_endings([" lamp. A", " rope", ""], ["Lamp", "lamp", "lamp"])
     assert [v.reason for v in endings] == ["right", "wrong", "no answer"]
     with pytest.raises(LabError, match="Question 2 has no gold answer"):
-        score_reading(["a", "b"], ["a", " \n"])
+        score_reading(["a", "b"], [("a",), (" ",)])
     with pytest.raises(LabError, match="1 completions but 2 answers"):
-        score_reading(["a"], ["a", "b"])
+        score_reading(["a"], [("a",), ("b",)])
 
 
 @pytest.mark.parametrize("task", [terms.TASK, extraction.TASK])
 def test_generated_rows_score_right_on_their_own_completion(task):
     rows = task.load("world", "test", 40, 0)
-    answers = [r.answer for r in rows]
-    assert all(v.reason == "right" for v in task.score([r.completion for r in rows], answers))
-    assert sum(v.score for v in task.score([rows[i - 1].completion for i in range(len(rows))], answers)) < 10
+    assert all(v.reason == "right" for v in task.score([r.completion for r in rows], rows))
+    assert sum(v.score for v in task.score([rows[i - 1].completion for i in range(len(rows))], rows)) < 10
 
 
 @pytest.mark.parametrize("task", [terms.TASK, extraction.TASK])
@@ -102,7 +102,7 @@ def test_the_target_needs_both_skills():
         passage, question = row.prompt.rsplit("\nQuestion: ", 1)
         words = passage.lower().replace(".", "").split()
         asked = [plain for plain in TECHNICAL.values() if plain in question.rstrip("?\nAnswer:").split()]
-        assert not set(asked) & set(words) and row.answer.lower() in words  # the thing by another name, the answer as it stands
+        assert not set(asked) & set(words) and row.targets[0].lower() in words  # the thing by another name, the answer as it stands
     assert not any(word in r.prompt for r in extraction.load("world", "train", 50, 0) for word in TECHNICAL)
     assert {word for word in TECHNICAL} & set(" ".join(r.completion for r in terms.load("world", "train", 50, 0)).split())
     with pytest.raises(LabError, match="never trained on"):
@@ -125,7 +125,7 @@ def test_squad_rows(data_folder):
     assert sum(map(len, rows.values())) == 1190
     passages = [{r.prompt.rpartition("\nQuestion: ")[0] for r in found} for found in rows.values()]
     assert sum(map(len, passages)) == len(set.union(*passages))  # splits share no passage
-    own = extraction.TASK.score([r.completion for r in rows["test"]], [r.answer for r in rows["test"]])
+    own = extraction.TASK.score([r.completion for r in rows["test"]], rows["test"])
     assert all(v.reason == "right" for v in own)
 
 
@@ -136,15 +136,15 @@ def test_textbook_rows(data_folder):
     assert not any(mark in text for text in texts["train"] for mark in ("](", "{:", "<", "**", "\\"))
     endings = terms.load(source, "test", 200, 0)
     assert len(endings) == 200 and not any(r.prompt in text for r in endings for text in texts["train"])
-    assert all(r.answer and " " not in r.answer for r in endings)
+    assert all(r.targets[0] and " " not in r.targets[0] for r in endings)
 
 
 @pytest.mark.parametrize(("folder", "count"), [("bioasq", 100), ("pubmedqa", 500)])
 def test_technical_rows(data_folder, folder, count):
     rows = technical_reading.load(str(data_folder / folder), "test", None, 0)
     assert len(rows) == len({r.prompt for r in rows}) == count
-    assert all(r.prompt.count("\nQuestion: ") >= 1 and "Context:" not in r.prompt[:20] and r.answer for r in rows)
-    assert all(v.extras["f1"] == 1 for v in technical_reading.TASK.score([r.answer for r in rows], [r.answer for r in rows]))
+    assert all(r.prompt.count("\nQuestion: ") >= 1 and "Context:" not in r.prompt[:20] and r.targets[0] for r in rows)
+    assert all(v.extras["f1"] == 1 for v in technical_reading.TASK.score([r.targets[0] for r in rows], rows))
 
 
 def test_hub_rows(monkeypatch):
@@ -163,7 +163,7 @@ def test_hub_rows(monkeypatch):
     assert len(terms.load("hub", "train", None, 0)) == 90
     bioasq = [{"context": "c d", "question": "q", "answers": ["c", "c", "d"]}]
     monkeypatch.setattr(technical_reading, "hub_rows", lambda *_: bioasq)
-    assert technical_reading.load("hub", "test", None, 0)[0].answer == "c\nd"
+    assert technical_reading.load("hub", "test", None, 0)[0].targets == ("c", "d")
 
 
 def squad_file(folder, *questions, context="The den is red.", name=extraction.ONE_FILE) -> str:
@@ -176,7 +176,7 @@ def squad_file(folder, *questions, context="The den is red.", name=extraction.ON
 def test_unanswerable_questions_have_an_answer_of_their_own(tmp_path):
     source = squad_file(tmp_path, {"answers": [], "is_impossible": True}, name="dev-v2.0.json")
     row = extraction.load(source, "test", 1, 0)[0]
-    assert row.answer == NOT_IN_CONTEXT and row.completion == " Not in context."
+    assert row.targets == (NOT_IN_CONTEXT,) and row.completion == " Not in context."
 
 
 @pytest.mark.parametrize(
@@ -242,13 +242,16 @@ def records(tmp_path):
     for method, answers in ANSWERS.items():
         for seed in (0,) if method in ("base", "few_shot") else (0, 1):
             shown = "Passage: Other.\nQuestion: Q?\nAnswer: The answer is no.\n\n" if method == "few_shot" else ""
-            passages = [f"Passage: the {g}.\nQuestion: no. A {g}." for g in GOLD]
+            asked = [(f"Passage: the {g}.\nQuestion: no. A {g}.", f"Where is {i}?") for i, g in enumerate(GOLD)]
             examples = [
-                Example(str(i), shown + extraction.prompt(passage, f"Where is {i}?"), "", g + "\nother wording")
-                for i, (g, passage) in enumerate(zip(GOLD, passages, strict=True))
-            ]
-            verdicts = score_reading([f" The answer is {a}." for a in answers], [e.answer for e in examples])
-            rows = results.completion_rows(examples, answers, verdicts)
+                Example(
+                    str(i), shown + extraction.prompt(passage, question), targets=(g, "other wording"),
+                    metadata={"passage": passage, "question": question},
+                )
+                for i, (g, (passage, question)) in enumerate(zip(GOLD, asked, strict=True))
+            ]  # fmt: skip
+            verdicts = score_reading([f" The answer is {a}." for a in answers], [e.targets for e in examples])
+            rows = scored_rows(examples, answers, verdicts)
             record = make_record(
                 rows, section="s5_3_reading", preset="embedded", method=method, seed=seed, task="technical_reading",
                 task_version=1, key=f"{method}{seed}".ljust(10, "0"),
@@ -266,10 +269,10 @@ def test_ratings_follow_the_answers(records):
     assert table.at["cat", "wins"] == 2 * (4 + 3 + 2) and table.at["base", "wins"] == 0
     assert table.at["cat", "role"] == "learned"
     assert (table["elo_low"] <= table["elo"]).all() and table["bt"].is_monotonic_decreasing
-    assert verdicts.format_ratings(table).loc["Learned CAT", "wins"] == "18"
-    assert verdicts.finding(table).startswith("In pairwise verdicts Learned CAT stands ahead of Few-shot base")
+    assert verdicts.format_ratings(table).loc["CAT", "wins"] == "18"
+    assert verdicts.finding(table).startswith("In pairwise verdicts CAT stands ahead of Few-shot base")
     assert verdicts.finding(table, "moe") == ""
-    assert "Learned CAT: Elo" in figures.ratings(table).alt and svg(figures.ratings(table)).startswith("<svg")
+    assert "CAT: Elo" in figures.ratings(table).alt and svg(figures.ratings(table)).startswith("<svg")
 
 
 def test_the_judge_sees_passage_question_and_gold(records):
@@ -294,7 +297,7 @@ def test_an_unscored_answer_is_unscored_for_the_judge(records):
 
 def test_paper_and_measured_by_another_score(records):
     table = tables.paper_and_measured(records, {"cat": 0.028, "moe": None}, score="f1")
-    assert list(table.loc["Learned CAT"]) == ["2.8", "100.0"] and list(table.loc["MoE router"]) == ["", ""]
+    assert list(table.loc["CAT"]) == ["2.8", "100.0"] and list(table.loc["MoE router"]) == ["", ""]
 
 
 def test_verdict_reasons_have_a_place_and_a_colour(records):

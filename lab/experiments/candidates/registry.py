@@ -60,7 +60,8 @@ def candidate(name: str, label: str, role: str, *, source: str = "", **facts) ->
     def register(function):
         if name in CANDIDATES or name in METHODS:
             raise ValueError(f"two candidates are called {name!r}")
-        summary = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
+        described = function.func if isinstance(function, partial) else function
+        summary = " ".join((inspect.getdoc(described) or "").partition("\n\n")[0].split())
         CANDIDATES[name] = Candidate(name, label, role, function, source=source, summary=summary, **facts)
         return function
 

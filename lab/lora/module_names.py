@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-ATTENTION, MLP, MIXER, OTHER = "attention", "mlp", "mixer", "other"
+ATTENTION, MLP, MIXER, EMBEDDING, OTHER = "attention", "mlp", "mixer", "embedding", "other"
 _CONTAINERS = {
     ATTENTION: ("self_attn", "attn", "attention", "self_attention", "SelfAttention", "cross_attn", "encoder_attn", "linear_attn"),
     MLP: ("mlp", "feed_forward", "ffn", "block_sparse_moe", "DenseReluDense", "experts", "shared_expert"),
@@ -19,6 +19,7 @@ _OWN = {
     ATTENTION: ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value"),
     MLP: ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "dense_h_to_4h", "dense_4h_to_h", "fc1", "fc2"),
 }  # fmt: skip
+_EMBEDDINGS = ("embed_tokens", "embed_in", "embeddings", "word_embeddings", "wte", "wpe")
 _USUAL = ("self_attn", "attn", "attention", "self_attention", "mlp")  # a layer has one of each at most
 _ORDER = [name for names in _OWN.values() for name in names]
 
@@ -26,7 +27,7 @@ _ORDER = [name for names in _OWN.values() for name in names]
 @dataclass(frozen=True)
 class Place:
     """stack: what stands before the layer's number ("model.layers"; "" outside the layers). layer: None outside. group: "attention",
-    "mlp", "mixer" or "other". projection: its name inside the layer, no two of a layer alike; the whole name outside."""
+    "mlp", "mixer", "embedding" or "other". projection: its name inside the layer, no two of a layer alike; the whole name outside."""
 
     stack: str
     layer: int | None
@@ -41,12 +42,12 @@ class Place:
 
 @functools.lru_cache(maxsize=100_000)
 def parse(module: str) -> Place:
-    """The place of a module, by its name as in `model.named_modules()`. The first number in it is the layer's."""
+    """The place of a module, by its name as in `model.named_modules()`. The first number with something behind it is the layer's."""
     parts = module.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    at = next((i for i, part in enumerate(parts[:-1]) if part.isdecimal()), None)
     if at is None:
-        return Place("", None, OTHER, module)
-    inner = parts[at + 1 :] or [""]
+        return Place("", None, EMBEDDING if parts[-1] in _EMBEDDINGS else OTHER, module)
+    inner = parts[at + 1 :]
     group = next((g for part in inner for g, names in _CONTAINERS.items() if part in names), None)
     group = group or next((g for g, names in _OWN.items() if inner[-1] in names), OTHER)
     own = len(inner) == 2 and inner[0] in _USUAL and any(inner[1] in names for names in _OWN.values())
@@ -65,15 +66,20 @@ def natural_order(module: str) -> tuple:
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in module.split("."))
 
 
+def places_of(modules: Iterable[str]) -> dict[str, tuple[int | None, str]]:
+    """(layer, projection) of each module, all different: where they are of several stacks (a vision tower beside a language model),
+    a projection carries its stack's name."""
+    places = {module: parse(module) for module in modules}
+    several = len({place.stack for place in places.values() if place.layer is not None}) > 1
+    return {m: (p.layer, f"{p.stack}: {p.projection}" if several and p.layer is not None else p.projection) for m, p in places.items()}
+
+
 def grid(modules: Iterable[str]) -> tuple[list[int], list[str], dict[str, tuple[int, int]]]:
     """Modules as layers × projections: the layers, the projections, and for each module its row and column.
 
-    A module outside the layers counts as one of the first layer. Where the modules are of several stacks (a vision tower beside a
-    language model), each projection carries its stack's name.
+    A module outside the layers counts as one of the first layer.
     """
-    places = {module: parse(module) for module in modules}
-    several = len({place.stack for place in places.values() if place.layer is not None}) > 1
-    named = {m: f"{p.stack}: {p.projection}" if several and p.layer is not None else p.projection for m, p in places.items()}
-    layers = sorted({place.layer or 0 for place in places.values()})
-    projections = sorted(set(named.values()), key=usual_order)
-    return layers, projections, {m: (layers.index(p.layer or 0), projections.index(named[m])) for m, p in places.items()}
+    places = places_of(modules)
+    layers = sorted({layer or 0 for layer, _ in places.values()})
+    projections = sorted({projection for _, projection in places.values()}, key=usual_order)
+    return layers, projections, {m: (layers.index(layer or 0), projections.index(name)) for m, (layer, name) in places.items()}

@@ -27,7 +27,7 @@ import torch
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, module_names
-from lab.lora.module_names import ATTENTION, MLP, parse, usual_order
+from lab.lora.module_names import ATTENTION, MLP, parse, places_of, usual_order
 from lab.merging.registry import seeded_generator
 
 LIMIT = 10.0  # alphas lie in [-LIMIT, LIMIT]
@@ -59,7 +59,7 @@ class Grid:
     @cached_property
     def places(self) -> tuple[tuple[int | None, str], ...]:
         """(layer, kind) of each module: (3, 'q_proj'), the kind as lab.lora.module_names has it."""
-        return tuple((parse(module).layer, parse(module).projection) for module in self.modules)
+        return tuple(places_of(self.modules).values())
 
     @cached_property
     def layers(self) -> tuple[int | None, ...]:

@@ -111,13 +111,13 @@ def count(config) -> Shape:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     own = config.get_text_config()
-    heads = own.num_attention_heads
+    heads = getattr(own, "num_attention_heads", 0)  # none in a state space model, which keeps no keys and values
     parameters = sum(parameter.numel() for parameter in model.parameters())
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     shapes = {name: linear_shape(module) for name, module in model.named_modules()}
     linear = [Linear(name, shape[1], shape[0]) for name, shape in shapes.items() if shape and parse(name).layer is not None]
     return Shape(
         own.hidden_size, own.num_hidden_layers, heads, getattr(own, "num_key_value_heads", None) or heads,
-        getattr(own, "head_dim", None) or own.hidden_size // heads, own.vocab_size, parameters,
+        getattr(own, "head_dim", None) or (own.hidden_size // heads if heads else 0), own.vocab_size, parameters,
         parameters - (0 if head is embedding else embedding.numel()), tuple(linear),
     )  # fmt: skip

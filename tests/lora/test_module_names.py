@@ -6,7 +6,7 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lab.lora.module_names import ATTENTION, MIXER, MLP, grid, parse, usual_order
+from lab.lora.module_names import ATTENTION, EMBEDDING, MIXER, MLP, grid, parse, usual_order
 
 SMALL = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
 LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -47,6 +47,7 @@ def test_no_two_modules_of_a_model_share_a_place(family):
         assert {p.projection for p in inside} == projections
     assert all(p.group in (ATTENTION, MLP, MIXER) for p in inside)
     assert parse("lm_head").layer is None and parse("lm_head").block == "lm_head"
+    assert parse("model.embed_tokens").group == EMBEDDING and parse("classifier.0").layer is None
     _, columns, found = grid(names)
     assert len(set(found.values())) == len(found) and set(columns) >= {p.projection for p in inside}
 

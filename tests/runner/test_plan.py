@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaForCausalLM, MambaConfig
 
 from lab.cli.main import main as command
 from lab.errors import LabError
@@ -38,6 +38,8 @@ def test_any_architecture_has_a_shape():
         target = "c_attn" if model.config.model_type == "gpt2" else "query_key_value"
         adapted = peft_model(model, r=4, target_modules=[target])
         assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == shape.lora([target], 4)
+    mamba = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, state_size=4)
+    assert count(mamba).heads == 0 and count(mamba).lora(["in_proj"], 2) == 2 * 2 * (16 + 64)
     with pytest.raises(LabError, match="no module called 'w9'"):
         TINY.lora(["w9"], 4)
 

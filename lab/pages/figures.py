@@ -36,7 +36,7 @@ COLOURS = {
     "learned": "#d64545",
     "data": "#2a9d6f",
     "retrieval": "#a3623a",
-    "other": "#5f646d",
+    "other": "#646972",
 }
 ROLE_LABELS = {
     "skill": "one skill",
@@ -173,10 +173,10 @@ def coefficient_heatmap(record: RunRecord, title: str = "Coefficients of the mer
     beside = 2 if len(kinds) <= 8 else 1
     rows = -(-len(skills) // beside)
     chart, panels = _chart(rows * (0.24 * len(layers) + 1.15) + 0.7, rows, min(beside, len(skills)))
-    for panel, skill, values in zip(panels, skills, grids, strict=False):
-        mesh = panel.pcolormesh(np.ma.masked_invalid(values), cmap=_DIVERGING, norm=norm, edgecolors=INK, linewidth=0.15)
+    for panel, skill, cells in zip(panels, skills, grids, strict=False):
+        mesh = panel.pcolormesh(np.ma.masked_invalid(cells), cmap=_DIVERGING, norm=norm, edgecolors=INK, linewidth=0.15)
         if len(layers) <= 12 and beside == 2:
-            for (y, x), value in np.ndenumerate(values):
+            for (y, x), value in np.ndenumerate(cells):
                 if np.isfinite(value):
                     ink = "white" if abs(norm(value) - 0.5) > 0.36 else "#15181d"
                     panel.text(x + 0.5, y + 0.5, _short(value), ha="center", va="center", fontsize=7, color=ink)

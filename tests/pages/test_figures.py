@@ -123,6 +123,7 @@ def test_heatmap_places_every_module():
     assert [axes.get_title() for axes in panels] == ["a skill", "b skill", "c skill"]
     assert [label.get_text() for label in panels[0].get_xticklabels()] == ["q_proj", "down_proj"]
     assert np.ravel(panels[2].collections[0].get_array()).tolist() == pytest.approx([0.3] * 6)
+    assert chart.alt.endswith("a: mean 0.10, 0.10 to 0.10; b: mean 0.20, 0.20 to 0.20; c: mean 0.30, 0.30 to 0.30.")
     with pytest.raises(LabError, match="no coefficients"):
         figures.coefficient_heatmap(SimpleNamespace(method="ties", coefficients=None))
 

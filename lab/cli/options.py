@@ -126,7 +126,7 @@ def named(text: str) -> tuple[str | None, str]:
 def load_all(sources: Sequence[str], base: str | None) -> "tuple[list, SetReport]":
     """The adapters and their report. Raises LabError for the first that cannot be read."""
     from lab.export.report import describe, on_one_base, report
-    from lab.lora.adapter import find_folder, load
+    from lab.lora.peft_io import find_folder, load
 
     folders = [(name, source, find_folder(source)) for name, source in map(named, sources)]
     adapters = [load(source, name=name) for name, source, _ in folders]
@@ -140,7 +140,7 @@ def padded(wanted: str | None, rank: int) -> int | None:
     if wanted is None:
         return None
     if wanted == "auto":
-        from lab.lora.adapter import engine_rank
+        from lab.lora.peft_io import engine_rank
 
         return engine_rank(rank)
     if not wanted.isdecimal() or int(wanted) < 1:

@@ -9,8 +9,9 @@ from lab.errors import LabError
 from lab.export.card import FIGURE, coefficients_figure, model_card
 from lab.export.report import SetReport, base_config
 from lab.files import atomic_folder, write_atomic
-from lab.lora.adapter import CONFIG, DTYPES, LoraAdapter, save
+from lab.lora.adapter import LoraAdapter
 from lab.lora.base import load_base
+from lab.lora.peft_io import CONFIG, DTYPES, save
 from lab.lora.stacked import fold
 from lab.merging import FullRankMerge
 
@@ -38,7 +39,7 @@ def export(
     pad_to_rank: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write an adapter as `lab.lora.adapter.save` does, with a model card and, where it has coefficients, their figure.
+    """Write an adapter as `lab.lora.peft_io.save` does, with a model card and, where it has coefficients, their figure.
 
     report: of what was merged, for the card. Raises LabError as `save` and `check_free` do.
     """

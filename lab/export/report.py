@@ -13,17 +13,10 @@ from safetensors import safe_open
 from torch import nn
 
 from lab.errors import LabError
-from lab.lora.adapter import (
-    WEIGHTS,
-    LoraAdapter,
-    LoraFactors,
-    compatibility_problems,
-    find_folder,
-    load,
-    module_names,
-    read_config,
-)
+from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
 from lab.lora.base import base_folder, same_base
+from lab.lora.compatibility import compatibility_problems
+from lab.lora.peft_io import WEIGHTS, find_folder, load, read_config
 from lab.lora.stacked import attach
 from lab.merging import METHODS, build, merge, search
 from lab.merging.registry import Method

@@ -17,8 +17,9 @@ from lab.export import folders as lab_export
 from lab.export.card import FIGURE
 from lab.export.folders import export, fold_into
 from lab.export.report import group, report
-from lab.lora.adapter import LoraAdapter, load
+from lab.lora.adapter import LoraAdapter
 from lab.lora.base import load_base
+from lab.lora.peft_io import load
 from lab.lora.stacked import fold
 from lab.merging import METHODS, factor_delta, merge, merge_full_rank
 from tests.tiny_models import adapter, llama, logits, relative_error, two_skills
@@ -150,7 +151,7 @@ def test_nothing_half_written_stays(skills, tiny_base, tmp_path, monkeypatch):
         def full(*args, error=error, **kwargs):
             raise error
 
-        monkeypatch.setattr("lab.lora.adapter.save_file", full)
+        monkeypatch.setattr("lab.lora.peft_io.save_file", full)
         monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
         for make in (write, whole):
             for target in ("new", "out"):

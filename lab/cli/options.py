@@ -130,6 +130,9 @@ def load_all(sources: Sequence[str], base: str | None) -> "tuple[list, SetReport
 
     folders = [(name, source, find_folder(source)) for name, source in map(named, sources)]
     adapters = [load(source, name=name) for name, source, _ in folders]
+    for adapter in adapters:
+        for note in adapter.notes:
+            print(f"note: {adapter.name}: {note}.", file=sys.stderr)
     described = [describe(adapter, folder) for adapter, (_, _, folder) in zip(adapters, folders, strict=True)]
     if base:
         adapters = on_one_base(adapters, base, note=lambda text: print(f"note: {text}", file=sys.stderr))

@@ -31,7 +31,8 @@ class AdapterReport:
 
     problem: why it cannot be read, "" when it can. rank, alpha, scaling: spans over the modules; alpha is known of
     folders only. kinds: (last part of the module's name, how many of them). parameters: entries of all factors.
-    size: bytes of the weights, in the file or, without one, in memory. dtype: as stored ("F32", "BF16", …).
+    size: bytes of the weights, in the file or, without one, in memory. dtype: as stored ("F32", "BF16", …). notes: the
+    adapter's.
     """
 
     name: str
@@ -45,6 +46,7 @@ class AdapterReport:
     parameters: int | None = None
     size: int | None = None
     dtype: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def modules(self) -> int:
@@ -60,6 +62,7 @@ class AdapterReport:
             lines.append(("modules", f"{self.modules}: " + ", ".join(f"{n} {kind}" for kind, n in self.kinds)))
         if self.parameters is not None:
             lines.append(("size", f"{self.parameters:,} parameters, {_bytes(self.size)} {self.dtype}".rstrip()))
+        lines += [("note", note) for note in self.notes]
         if self.problem:
             lines.append(("cannot be read", self.problem))
         return "\n".join([self.name, *(f"  {label:9} {value}" for label, value in lines)])
@@ -140,6 +143,7 @@ def describe(adapter: LoraAdapter, folder: Path | None = None) -> AdapterReport:
         parameters=parameters,
         size=4 * parameters,
         dtype="F32",
+        notes=adapter.notes,
     )
     if folder is None:
         return report
@@ -258,9 +262,9 @@ def _unreadable(source: str | Path, name: str, problem: str) -> AdapterReport:
 
     def number(key: str) -> Span | None:
         value = config.get(key)
-        return (value, value) if isinstance(value, int | float) else None
+        return (value, value) if isinstance(value, int | float) and abs(value) < 1e300 else None
 
-    base = str(config.get("base_model_name_or_path") or "")
+    base = str(config.get("base_model_name_or_path") or "")[:200]
     rslora = bool(config.get("use_rslora"))
     return AdapterReport(name, base, problem, rank=number("r"), alpha=number("lora_alpha"), rslora=rslora)
 

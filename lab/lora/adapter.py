@@ -6,13 +6,18 @@ s·B·A (out × in), whatever the orientation in which the base model stores its
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from lab.errors import LabError
+
+_NUMBER = re.compile("[0-9]{1,18}")
+LARGEST = 1e12  # of any entry: its square is still far from the largest fp32
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +46,11 @@ class LoraFactors:
         """(out, in)."""
         return self.B.shape[0], self.A.shape[1]
 
+    def size(self) -> float:
+        """A bound of every entry of A, B and s·B·A; NaN or infinite where an entry is."""
+        a, b = (float(torch.linalg.vector_norm(f, torch.inf)) if f.numel() else 0.0 for f in (self.A, self.B))
+        return max(abs(self.scaling) * a * b * self.rank, a, b)  # the product first: max keeps a NaN only there
+
     def delta_weight(self) -> Tensor:
         """s·B·A, (out, in)."""
         return self.scaling * (self.B @ self.A)
@@ -53,24 +63,30 @@ class LoraAdapter:
     name: short and unique among the adapters of one merge. base: base_model_name_or_path, "" when unknown.
     modules: factors by module name (as in `base_model.named_modules()`), kept in natural order (layer 2
     before layer 10).
-    recipe: how it was made (JSON-able), {} when unknown. Raises LabError for NaN or infinite factors.
+    recipe: how it was made (JSON-able), {} when unknown. notes: what reading it left out or took as something else, a
+    sentence each. Raises LabError for NaN, infinite or absurdly large factors.
     """
 
     name: str
     base: str
     modules: Mapping[str, LoraFactors]
     recipe: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.modules:
             raise LabError(f"Adapter {self.name!r} changes no module; give an adapter with LoRA weights.")
         for module, factors in self.modules.items():
-            if not (
-                math.isfinite(factors.scaling) and factors.A.isfinite().all() and factors.B.isfinite().all()
-            ):
+            size = factors.size()
+            if not math.isfinite(size):
                 raise LabError(
                     f"Adapter {self.name!r} has NaN or infinite values in module {module!r}; train it or "
                     f"export it again."
+                )
+            if size > LARGEST:
+                raise LabError(
+                    f"Adapter {self.name!r} has values up to {size:.3g} in module {module!r}, which no training gives "
+                    f"and sums cannot hold; export it again."
                 )
         ordered = {module: self.modules[module] for module in sorted(self.modules, key=natural_order)}
         object.__setattr__(self, "modules", MappingProxyType(ordered))
@@ -102,7 +118,7 @@ class LoraAdapter:
 
 def natural_order(module: str) -> tuple:
     """Sort key under which `layers.2` comes before `layers.10`."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in module.split("."))
+    return tuple((0, int(part), "") if _NUMBER.fullmatch(part) else (1, 0, part) for part in module.split("."))
 
 
 def module_names(adapters: Sequence[LoraAdapter]) -> list[str]:

@@ -60,6 +60,12 @@ def compatibility_problems(adapters: Sequence[LoraAdapter], base_model: nn.Modul
 def _model_problems(adapter: LoraAdapter, layers: Mapping[str, nn.Module]) -> list[str]:
     missing = [module for module in adapter.modules if module not in layers]
     if missing:
+        experts = [m for m in missing if ".experts." in m and m.partition(".experts.")[0] + ".experts" in layers]
+        if experts:
+            return [
+                f"Adapter {adapter.name!r} changes experts one by one ({some_of(experts, 1)}), which are one tensor in the base model; "
+                f"plain LoRA factors cannot represent that."
+            ]
         return [
             f"Adapter {adapter.name!r} changes {some_of(missing)}, which the base model does not have; it is "
             f"for another base."

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from lab.errors import LabError
 from lab.files import atomic_folder, write_atomic
 from lab.lora.adapter import LoraAdapter, LoraFactors, some_of
 from lab.lora.compatibility import check_compatible
+from lab.lora.targets import Expressions, left_out, pattern_value
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -47,6 +49,10 @@ _VARIANT_NAMES = {
 }
 # Written by early PEFT versions and tools; without meaning for the weights.
 _HARMLESS_SETTINGS = {"enable_lora", "merge_weights", "runtime_config"}
+_LARGEST_CONFIG = 16 << 20  # bytes
+# What torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_PREFIX = "base_model.model."
 
 
 def engine_rank(rank: int) -> int:
@@ -69,19 +75,21 @@ def load(
     """Read a PEFT LoRA folder, or a Hub id when no such folder exists; only safetensors, never a pickle.
 
     name: default the folder's name. base: replaces base_model_name_or_path, for the same model under another
-    name. Raises LabError for everything that plain factors cannot represent (DoRA, lora_bias,
+    name. What PEFT would drop of the file is left out, and what it would not find under its name is read; the
+    adapter's notes say so. Raises LabError for everything that plain factors cannot represent (DoRA, lora_bias,
     modules_to_save, …), naming it, and for missing, truncated, non-finite or inconsistent content.
     """
     folder = find_folder(source, revision)
     config = read_config(folder)
     refuse_variants(config, str(folder))
     tensors, metadata = _read_weights(folder)
-    factors = _factors(tensors, config, folder)
+    factors, notes = _factors(tensors, config, folder)
     return LoraAdapter(
         name=name or Path(source).expanduser().resolve().name,
         base=base if base is not None else config.get("base_model_name_or_path") or "",
         modules=factors,
         recipe=_read_recipe(metadata),
+        notes=notes,
     )
 
 
@@ -124,10 +132,15 @@ def read_config(folder: Path) -> dict:
     """adapter_config.json as it is. Raises LabError when it is missing, no JSON or without a peft_type."""
     path = folder / CONFIG
     if not path.is_file():
+        inside = sorted((f.parent.name for f in folder.glob(f"*/{CONFIG}")), key=lambda name: (len(name), name))
+        if inside:
+            raise LabError(f"{folder} has no {CONFIG}, but adapters in its folders {some_of(inside)}; give one of these.")
         raise LabError(f"{folder} has no {CONFIG}; give the folder that PEFT's save_pretrained wrote.")
+    if path.stat().st_size > _LARGEST_CONFIG:
+        raise LabError(f"{path} is larger than {_LARGEST_CONFIG >> 20} MiB, as no adapter's settings are; export it again.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise LabError(f"{path} cannot be read as JSON; copy or export the adapter again.") from error
     if not isinstance(config, dict) or not config.get("peft_type"):
         raise LabError(
@@ -145,9 +158,12 @@ def refuse_variants(config: Mapping, where: str) -> None:
             f"{where} uses {variant}, which plain LoRA factors cannot represent; give a plain LoRA adapter."
         )
 
-    peft_type = str(getattr(config["peft_type"], "value", config["peft_type"]))
+    peft_type = _shortened(str(getattr(config["peft_type"], "value", config["peft_type"])))
     if peft_type != "LORA":
         raise LabError(f"{where} is of PEFT type {peft_type}, not LORA; give a LoRA adapter.")
+    task = config.get("task_type")
+    if task not in (None, "CAUSAL_LM"):
+        raise LabError(f"{where} is an adapter for {_brief(task)}, not for a causal language model; give one of task_type CAUSAL_LM.")
     known = {f.name: f for f in dataclasses.fields(LoraConfig)}
     for setting, value in config.items():
         if not value or setting in _HARMLESS_SETTINGS:
@@ -155,17 +171,78 @@ def refuse_variants(config: Mapping, where: str) -> None:
         if setting in _REFUSED_SETTINGS:
             refuse(_REFUSED_SETTINGS[setting])
         elif setting not in known:
-            refuse(f"the setting {setting!r} (not known to the installed PEFT)")
+            refuse(f"the setting {_shortened(setting)!r} (not known to the installed PEFT)")
         elif known[setting].metadata.get("is_lora_variant"):
             refuse(_VARIANT_NAMES.get(setting, setting))
     if config.get("bias", "none") != "none":
-        refuse(f"bias={config['bias']!r} (trained biases)")
+        refuse(f"bias={_shortened(repr(config['bias']))} (trained biases)")
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_MUTATING_INITS):
         refuse(
-            f"init_lora_weights={init!r} (a changed base; convert it with "
+            f"init_lora_weights={_shortened(init)!r} (a changed base; convert it with "
             f"path_initial_model_for_weight_conversion)"
         )
+    _check_settings(config, where)
+
+
+def _check_settings(config: Mapping, where: str) -> None:
+    """Raise LabError for a setting of another kind than PEFT writes: what PEFT makes of it is nobody's intention."""
+    from peft import LoraConfig
+
+    for setting, (fits, wanted) in _KINDS.items():
+        if setting in config and not fits(config[setting]):
+            raise LabError(f"{where} gives {_brief(config[setting])} as {setting}, not {wanted}; export the adapter again.")
+    if not config.get("target_modules"):
+        raise LabError(f"{where} states no target_modules, so it is not known which factors it means; export the adapter again.")
+    settings = {name: value for name, value in config.items() if name not in _HARMLESS_SETTINGS and value}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            LoraConfig(**settings)
+    except (TypeError, ValueError, AttributeError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LabError(f"{where} has settings that PEFT itself refuses ({reason}); export the adapter again.") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 31
+
+
+def _is_names(value: object) -> bool:
+    return value is None or isinstance(value, str) or (isinstance(value, list | set) and all(isinstance(name, str) for name in value))
+
+
+_KINDS = {
+    "r": (_is_whole, "a whole number"),
+    "lora_alpha": (_is_number, "a number"),
+    "lora_dropout": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "use_rslora": (lambda value: value is None or isinstance(value, bool), "true or false"),
+    "fan_in_fan_out": (lambda value: value is None or isinstance(value, bool), "true or false"),
+    "init_lora_weights": (
+        lambda value: isinstance(value, bool) or value in ("gaussian", "eva", "orthogonal"), "a known initialisation"
+    ),
+    "target_modules": (_is_names, "names or an expression"),
+    "exclude_modules": (_is_names, "names or an expression"),
+    "layers_pattern": (_is_names, "names"),
+    "layers_to_transform": (
+        lambda value: value is None or _is_whole(value) or (isinstance(value, list) and all(map(_is_whole, value))), "layer numbers"
+    ),
+    "rank_pattern": (lambda value: isinstance(value, Mapping) and all(map(_is_whole, value.values())), "whole numbers by module"),
+    "alpha_pattern": (lambda value: isinstance(value, Mapping) and all(map(_is_number, value.values())), "numbers by module"),
+    "base_model_name_or_path": (lambda value: value is None or (isinstance(value, str) and len(value) <= 4096), "a name"),
+    "megatron_config": (lambda value: not value, "null"),
+}  # fmt: skip
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        return "a number of too many digits"
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -176,6 +253,8 @@ def _read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 f"{folder} holds its weights as a pickle (adapter_model.bin), which can run code; convert "
                 f"it to {WEIGHTS}."
             )
+        if any(folder.glob("adapter_model*.safetensors*")):
+            raise LabError(f"{folder} holds its weights in several files, which PEFT does not read; save it as one {WEIGHTS}.")
         raise LabError(
             f"{folder} has no {WEIGHTS} (pickled weights are never read); export the adapter with "
             f"safetensors."
@@ -192,40 +271,60 @@ def _read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_recipe(metadata: Mapping[str, str]) -> dict:
     try:
         recipe = json.loads(metadata.get("recipe", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):  # another tool's metadata
         return {}
     return recipe if isinstance(recipe, dict) else {}
 
 
-_KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight")
+_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 
 
-def _factors(tensors: Mapping[str, Tensor], config: Mapping, folder: Path) -> dict[str, LoraFactors]:
+def _factors(tensors: Mapping[str, Tensor], config: Mapping, folder: Path) -> tuple[dict[str, LoraFactors], tuple[str, ...]]:
+    """The factors by module, without those that PEFT drops, and what is to be said of how they were read."""
     pairs: dict[str, dict[str, Tensor]] = {}
+    unprefixed, wrapped, named = [], [], set()
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise LabError(f"{folder} {_unknown_key(key)}; give a plain LoRA adapter.")
         if not tensor.is_floating_point() or tensor.element_size() < 2:
-            raise LabError(f"{folder} stores {key!r} as {tensor.dtype}; export it as fp32, fp16 or bf16.")
+            raise LabError(f"{folder} stores {_shortened(key)!r} as {tensor.dtype}; export it as fp32, fp16 or bf16.")
+        if tensor.numel() == 0:
+            raise LabError(
+                f"{folder} holds empty tensors ({_shortened(key)!r}), as a save under ZeRO-3 leaves them; save it again with its weights "
+                f"gathered (stage3_gather_16bit_weights_on_model_save)."
+            )
         if tensor.ndim != 2:
             raise LabError(
-                f"{folder} stores {key!r} with shape {tuple(tensor.shape)}; only linear layers are supported."
+                f"{folder} stores {_shortened(key)!r} with shape {tuple(tensor.shape)}; only linear layers are supported."
             )
-        pair = pairs.setdefault(match["module"], {})
+        module = _module_name(match["module"], folder)
+        if module != match["module"].removeprefix(_PREFIX):
+            wrapped.append(key)
+        elif not key.startswith(_PREFIX):
+            unprefixed.append(key)
+        if match["adapter"]:
+            named.add(match["adapter"])
+        pair = pairs.setdefault(module, {})
         if match["factor"] in pair:
             raise LabError(
-                f"{folder} holds module {match['module']!r} under two adapter names; export one adapter only."
+                f"{folder} holds module {module!r} under two adapter names; export one adapter only."
             )
         pair[match["factor"]] = tensor.float()
+    if not pairs:
+        raise LabError(f"{folder}/{WEIGHTS} holds no LoRA weights; export the adapter again.")
+    expressions = Expressions(str(folder))
+    dropped = left_out(config, list(pairs), expressions)
     factors = {}
     for module, pair in pairs.items():
+        if any(module in modules for modules in dropped.values()):
+            continue
         if len(pair) < 2:
             raise LabError(
                 f"{folder} holds only lora_{next(iter(pair))} of module {module!r}; copy or export the "
                 f"adapter again."
             )
-        rank, scaling = _rank_and_scaling(module, config, folder)
+        rank, scaling = _rank_and_scaling(module, config, folder, expressions)
         if (pair["A"].shape[0], pair["B"].shape[1]) != (rank, rank):
             raise LabError(
                 f"{folder} has rank {rank} for module {module!r} in {CONFIG}, but its factors have shapes A "
@@ -234,36 +333,60 @@ def _factors(tensors: Mapping[str, Tensor], config: Mapping, folder: Path) -> di
             )
         factors[module] = LoraFactors(pair["A"], pair["B"], scaling)
     if not factors:
-        raise LabError(f"{folder}/{WEIGHTS} holds no LoRA weights; export the adapter again.")
-    return factors
+        raise LabError(
+            f"{folder} leaves out every module of its file by {' and '.join(dropped)} (such as {some_of(pairs, 1)}); export it again."
+        )
+    notes = [
+        f"{setting} leaves out {len(modules)} of the file's {len(pairs)} modules ({some_of(modules)}), as it does in PEFT"
+        for setting, modules in dropped.items()
+    ]
+    if unprefixed:
+        notes.append(f"keys without {_PREFIX!r}, which PEFT drops, are read ({some_of(map(_shortened, unprefixed), 1)})")
+    if wrapped:
+        notes.append(f"what torch.compile or FSDP put into the names is taken off ({some_of(map(_shortened, wrapped), 1)})")
+    if named:
+        notes.append(f"keys with an adapter's name in them, which PEFT drops, are read ({some_of(sorted(named))})")
+    return factors, tuple(notes)
+
+
+def _module_name(text: str, folder: Path) -> str:
+    """The module's name in the base model. Raises LabError for what can be no module of one."""
+    module = ".".join(part for part in text.split(".") if part not in _WRAPPERS).removeprefix(_PREFIX)
+    if len(module) > 512 or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", module, re.ASCII) or ".base_layer" in module:
+        raise LabError(f"{folder} holds factors of {_shortened(text)}, which is no name of a module; export the adapter again.")
+    if _PREFIX in module or module.startswith(("module.", "base_model.")):
+        raise LabError(f"{folder} names its modules as a wrapped model does ({_shortened(text)}); unwrap the model and save it again.")
+    if ".block_sparse_moe.experts." in module:
+        raise LabError(
+            f"{folder} changes experts one by one ({_shortened(text)}), as transformers 4 had them; since version 5 a layer's experts are "
+            f"one tensor, which plain LoRA factors cannot represent."
+        )
+    return module
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _unknown_key(key: str) -> str:
     if "lora_embedding" in key:
-        return f"has LoRA on an embedding ({key!r}), which is not supported"
+        return f"has LoRA on an embedding ({_shortened(key)!r}), which is not supported"
     if "lora_magnitude_vector" in key:
-        return f"uses DoRA ({key!r}), which plain LoRA factors cannot represent"
+        return f"uses DoRA ({_shortened(key)!r}), which plain LoRA factors cannot represent"
     if re.search(r"\.lora_[AB]\b.*\.bias$", key):
-        return f"uses lora_bias ({key!r}), which plain LoRA factors cannot represent"
+        return f"uses lora_bias ({_shortened(key)!r}), which plain LoRA factors cannot represent"
     if "lora_" not in key:
         return (
-            f"carries whole weights besides its factors ({key!r}, e.g. modules_to_save or resized embeddings)"
+            f"carries whole weights besides its factors ({_shortened(key)!r}, e.g. modules_to_save or resized embeddings)"
         )
-    return f"holds {key!r}, which is not a plain LoRA factor"
+    return f"holds {_shortened(key)!r}, which is not a plain LoRA factor"
 
 
-def _rank_and_scaling(module: str, config: Mapping, folder: Path) -> tuple[int, float]:
-    from peft.utils.other import get_pattern_key
-
+def _rank_and_scaling(module: str, config: Mapping, folder: Path, expressions: Expressions) -> tuple[int, float]:
     def resolve(patterns: str, default: str):
-        table = config.get(patterns) or {}
-        value = table.get(get_pattern_key(table.keys(), module), config.get(default))
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise LabError(
-                f"{folder}/{CONFIG} gives no number for {default} (module {module!r}); export the adapter "
-                f"again."
-            )
-        return value
+        if config.get(default) is None:
+            raise LabError(f"{folder}/{CONFIG} gives no number for {default} (module {module!r}); export the adapter again.")
+        return pattern_value(config.get(patterns) or {}, module, config[default], expressions)
 
     rank, alpha = resolve("rank_pattern", "r"), resolve("alpha_pattern", "lora_alpha")
     if rank < 1:
@@ -330,8 +453,8 @@ def _uniform_tensors(adapter: LoraAdapter, rank: int) -> dict[str, Tensor]:
         B = torch.zeros(factors.shape[0], rank)
         A[: factors.rank] = factors.A
         B[:, : factors.rank] = factors.scaling * factors.B
-        tensors[f"base_model.model.{module}.lora_A.weight"] = A
-        tensors[f"base_model.model.{module}.lora_B.weight"] = B
+        tensors[f"{_PREFIX}{module}.lora_A.weight"] = A
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = B
     return tensors
 
 
@@ -373,7 +496,7 @@ def from_peft(model: nn.Module, adapter_name: str = "default", *, name: str | No
     for module, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        module = module.removeprefix("base_model.model.")
+        module = module.removeprefix(_PREFIX)
         if adapter_name in layer.lora_embedding_A:
             raise LabError(
                 f"Adapter {adapter_name!r} has LoRA on an embedding ({module!r}), which is not supported."

@@ -149,7 +149,7 @@ BAD_CONFIGS = {
     "IA3": {"peft_type": "IA3"},
     "use_something_new": {"use_something_new": True},
     "no peft_type": {"peft_type": "REMOVE"},
-    "no number for r": {"r": None},
+    "null as r": {"r": None},
     "rank 5": {"r": 5},
     "rank 0": {"r": 0},
     "rank 3": {"rank_pattern": {"q_proj": 3}},

@@ -14,7 +14,7 @@ from torch import nn
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
-from lab.lora.base import base_folder, same_base
+from lab.lora.base import base_folder, refuse_quantised, same_base
 from lab.lora.compatibility import compatibility_problems
 from lab.lora.peft_io import WEIGHTS, find_folder, load, read_config
 from lab.lora.stacked import attach
@@ -226,7 +226,7 @@ def report(
 
 
 def base_config(source: str):
-    """The configuration of "embedded", a folder or a Hub id. Raises LabError when it is not there."""
+    """The configuration of "embedded", a folder or a Hub id. Raises LabError when it is not there, or quantised."""
     from transformers import AutoConfig
 
     folder = base_folder(source)
@@ -234,10 +234,12 @@ def base_config(source: str):
     if local and not (folder / "config.json").is_file():
         raise LabError(f"The base model {source} is not there: it is no folder with a config.json.")
     try:
-        return AutoConfig.from_pretrained(folder if local else source)
+        config = AutoConfig.from_pretrained(folder if local else source)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise LabError(f"The base model {source!r} could not be looked at: {reason}") from error
+    refuse_quantised(config, source)
+    return config
 
 
 def base_layout(source: str) -> nn.Module:

@@ -194,7 +194,8 @@ def _check_settings(config: Mapping, where: str) -> None:
             raise LabError(f"{where} gives {_brief(config[setting])} as {setting}, not {wanted}; export the adapter again.")
     if not config.get("target_modules"):
         raise LabError(f"{where} states no target_modules, so it is not known which factors it means; export the adapter again.")
-    settings = {name: value for name, value in config.items() if name not in _HARMLESS_SETTINGS and value}
+    known = {f.name for f in dataclasses.fields(LoraConfig)} - _HARMLESS_SETTINGS
+    settings = {name: value for name, value in config.items() if name in known}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -54,6 +54,10 @@ def add_common(parser: Parser) -> None:
     parser.add_argument(
         "--pad-to-rank", metavar="N", help="pad with zeros to this rank; auto: the next one that engines accept"
     )
+    parser.add_argument(
+        "--fill-layers", action="store_true", help="write updates of zero where a layer lacks a kind of module, as some engines need"
+    )
+    parser.add_argument("--gguf", action="store_true", help="also as a GGUF adapter, for llama.cpp and Ollama")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder when it exists")
 
 

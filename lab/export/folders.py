@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from lab.errors import LabError
 from lab.export.card import FIGURE, coefficients_figure, model_card
+from lab.export.gguf import FILE, adapter_gguf
 from lab.export.report import SetReport, base_config
 from lab.files import atomic_folder, write_atomic
-from lab.lora.adapter import LoraAdapter
+from lab.lora.adapter import LoraAdapter, filled
 from lab.lora.base import check_base, load_base
-from lab.lora.peft_io import CONFIG, DTYPES, save
+from lab.lora.peft_io import CONFIG, DTYPES, save, targets
 from lab.lora.stacked import fold
 from lab.merging import FullRankMerge
 
@@ -39,13 +40,20 @@ def export(
     report: SetReport | None = None,
     dtype: str = "float32",
     pad_to_rank: int | None = None,
+    fill_layers: bool = False,
+    gguf: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write an adapter as `lab.lora.peft_io.save` does, with a model card and, where it has coefficients, their figure.
 
-    report: of what was merged, for the card. Raises LabError as `save` and `check_free` do.
+    report: of what was merged, for the card. fill_layers: with updates of zero where a layer lacks a kind of module. gguf: also
+    as a GGUF file, for which the base's configuration is read. Raises LabError as `save`, `check_free` and `adapter_gguf` do.
     """
     check_free(folder, overwrite)
+    adapter = filled(adapter) if fill_layers else adapter
+    if gguf and not adapter.base:
+        raise LabError("A GGUF adapter is written for one base, which these adapters do not name; give it by --base.")
+    beside = {FILE: adapter_gguf(adapter, base_config(adapter.base), dtype=dtype, base_name=adapter.base)} if gguf else {}
     figure = coefficients_figure(adapter.recipe)
     card = model_card(
         name=adapter.name,
@@ -54,8 +62,10 @@ def export(
         rank=pad_to_rank or adapter.rank,
         report=report,
         figure=figure is not None,
+        gguf=gguf,
+        suffixes=targets(adapter.modules) != list(adapter.modules),
     )
-    beside = {"README.md": card} | ({FIGURE: figure} if figure else {})
+    beside |= {"README.md": card} | ({FIGURE: figure} if figure else {})
     save(folder, adapter, dtype=dtype, pad_to_rank=pad_to_rank, beside=beside, overwrite=overwrite)
 
 

@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -119,6 +119,37 @@ class LoraAdapter:
 def natural_order(module: str) -> tuple:
     """Sort key under which `layers.2` comes before `layers.10`."""
     return tuple((0, int(part), "") if _NUMBER.fullmatch(part) else (1, 0, part) for part in module.split("."))
+
+
+def layer_and_kind(module: str) -> tuple[int | None, str]:
+    """The number of a module's layer (the first in its name; None: it is in no layer) and its kind, the last part of the name."""
+    number = next((int(part) for part in module.split(".") if _NUMBER.fullmatch(part)), None)
+    return number, module.rpartition(".")[2]
+
+
+def filled(adapter: LoraAdapter) -> LoraAdapter:
+    """The adapter with updates of zero where a layer lacks a kind of module that another has: engines that serve by kind need it.
+
+    Layers are those up to the last that the adapter changes. Raises LabError where a kind has several shapes, of which the
+    lacking one cannot be known.
+    """
+    places: dict[tuple[str, str], dict[int, str]] = {}
+    for module in adapter.modules:
+        layer, _ = layer_and_kind(module)
+        if layer is not None:
+            before, _, after = module.partition(f".{layer}.")
+            places.setdefault((before, after), {})[layer] = module
+    modules = dict(adapter.modules)
+    last = max((max(layers) for layers in places.values()), default=-1)
+    for (before, after), layers in places.items():
+        lacking = set(range(last + 1)) - set(layers)
+        shapes = {adapter.modules[module].shape for module in layers.values()}
+        if lacking and len(shapes) > 1:
+            raise LabError(f"{after} has several shapes ({sorted(shapes)}), so the layers that lack it cannot be filled.")
+        for layer in lacking:
+            out_features, in_features = next(iter(shapes))
+            modules[f"{before}.{layer}.{after}"] = LoraFactors(torch.zeros(1, in_features), torch.zeros(out_features, 1))
+    return replace(adapter, modules=modules)
 
 
 def module_names(adapters: Sequence[LoraAdapter]) -> list[str]:

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lab.errors import LabError
 from lab.files import atomic_folder, write_atomic
-from lab.lora.adapter import LoraAdapter, LoraFactors, some_of
+from lab.lora.adapter import LoraAdapter, LoraFactors, layer_and_kind, some_of
 from lab.lora.compatibility import check_compatible
 from lab.lora.targets import Expressions, left_out, pattern_value
 
@@ -410,7 +410,7 @@ def save(
 ) -> None:
     """Write an ordinary PEFT folder that any engine reads: one global r (the largest rank or `pad_to_rank`;
     smaller modules are padded with zeros), lora_alpha = r, the scaling folded into B, no rsLoRA, empty
-    patterns, explicit target_modules.
+    patterns, target_modules as `targets` gives them.
 
     recipe: replaces adapter.recipe; written as recipe.json and into the safetensors metadata. dtype: one of
     DTYPES. beside: content of further files in the folder, by name. Raises LabError when the folder exists
@@ -432,7 +432,7 @@ def save(
             )
     recipe_text = json.dumps(dict(adapter.recipe if recipe is None else recipe), indent=2, ensure_ascii=False)
     with atomic_folder(folder, overwrite) as temporary:
-        write_atomic(temporary / CONFIG, json.dumps(_uniform_config(adapter, rank), indent=2) + "\n")
+        write_atomic(temporary / CONFIG, json.dumps(_uniform_config(adapter, rank, short=True), indent=2) + "\n")
         write_atomic(temporary / "recipe.json", recipe_text + "\n")
         for name, content in beside.items():
             write_atomic(temporary / name, content)
@@ -459,7 +459,20 @@ def _uniform_tensors(adapter: LoraAdapter, rank: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _uniform_config(adapter: LoraAdapter, rank: int) -> dict:
+def targets(modules: Iterable[str]) -> list[str]:
+    """What names the modules in a configuration: their kinds, which every engine reads, where every layer has each; else whole names."""
+    modules = list(modules)
+    layers: dict[str, set[int]] = {}
+    for module in modules:
+        layer, kind = layer_and_kind(module)
+        if layer is None:
+            return modules
+        layers.setdefault(kind, set()).add(layer)
+    every = set(range(max(set().union(*layers.values())) + 1))
+    return sorted(layers) if all(found == every for found in layers.values()) else modules
+
+
+def _uniform_config(adapter: LoraAdapter, rank: int, short: bool = False) -> dict:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -468,7 +481,7 @@ def _uniform_config(adapter: LoraAdapter, rank: int) -> dict:
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
-        "target_modules": list(adapter.modules),
+        "target_modules": targets(adapter.modules) if short else list(adapter.modules),
         "rank_pattern": {},
         "alpha_pattern": {},
         "use_rslora": False,

@@ -32,7 +32,7 @@ from lab.merging import merge
 from tests.tiny_models import llama, logits, peft_model
 
 SLOW = 2.0  # seconds of processor time: others may use the machine
-GIVEN_UP = 8  # seconds after which a folder is interrupted
+GIVEN_UP = 8  # seconds of processor time after which a folder is interrupted
 
 # What the lab refuses and PEFT loads: a part of the lab's sentence, and why.
 REFUSED = {
@@ -305,13 +305,13 @@ def _interrupted_after(seconds: float):
     def stop(*_):
         raise _Interrupted
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def peft_logits(base, folder: Path) -> tuple[torch.Tensor | None, str, bool]:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from lab.errors import LabError
 from lab.files import write_atomic
-from lab.lora.adapter import LoraAdapter, LoraFactors, linear_shape
+from lab.lora.adapter import LoraAdapter, LoraFactors
+from lab.lora.compatibility import linear_shape
 from lab.merging.registry import seeded_generator
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lab.lora.adapter import from_peft
+from lab.lora.peft_io import from_peft
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,8 @@ from lab.app.session import Routing, Session
 from lab.errors import LabError
 from lab.experiments.presets import Preset
 from lab.experiments.sections import MATH_CODE
-from lab.lora.adapter import LoraAdapter, load, save
+from lab.lora.adapter import LoraAdapter
+from lab.lora.peft_io import load, save
 from lab.lora.stacked import StackedLinear
 from lab.merging import METHODS, Method, learn
 from lab.merging.alphas import Grid, settle

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lab.errors import LabError
 from lab.files import content_hash
-from lab.lora.adapter import LoraAdapter, check_compatible, module_names
+from lab.lora.adapter import LoraAdapter, module_names
+from lab.lora.compatibility import check_compatible
 from lab.lora.stacked import Stack
 from lab.merging import build, get_method, merge
 from lab.merging.alphas import Grid, format_alphas, parse_alphas, settle

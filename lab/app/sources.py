@@ -11,8 +11,9 @@ from pathlib import Path
 
 from lab.errors import LabError
 from lab.experiments.context import SHIPPED
-from lab.lora import adapter as adapters_of
-from lab.lora.adapter import CONFIG, WEIGHTS, LoraAdapter
+from lab.lora import peft_io
+from lab.lora.adapter import LoraAdapter
+from lab.lora.peft_io import CONFIG, WEIGHTS
 from lab.tasks.rows import read_rows
 
 ZIP_BYTES = 4 << 30  # unpacked
@@ -68,7 +69,7 @@ def shipped_folders() -> dict[str, Path]:
 
 def shipped_skills() -> list[LoraAdapter]:
     """The skills of the base that the app starts with, maths first."""
-    return [adapters_of.load(folder, name=name, base="embedded") for name, folder in shipped_folders().items()]
+    return [peft_io.load(folder, name=name, base="embedded") for name, folder in shipped_folders().items()]
 
 
 def open_adapter(source: str, access: Access = Access(), *, taken: Sequence[str] = ()) -> LoraAdapter:
@@ -81,7 +82,7 @@ def open_adapter(source: str, access: Access = Access(), *, taken: Sequence[str]
     named = re.fullmatch(r"([\w.-]+)=(.+)", source)
     name, source = (named[1], named[2]) if named and not Path(source).exists() else ("", source)
     access.check(source)
-    return adapters_of.load(source, name=clean_name(name or Path(source).expanduser().resolve().name, taken))
+    return peft_io.load(source, name=clean_name(name or Path(source).expanduser().resolve().name, taken))
 
 
 def open_uploads(files: Sequence[str | Path], *, taken: Sequence[str] = ()) -> list[LoraAdapter]:
@@ -105,7 +106,7 @@ def open_uploads(files: Sequence[str | Path], *, taken: Sequence[str] = ()) -> l
                 _collect(parcel, inside)
             name = clean_name(label, [*taken, *(a.name for a in found)])
             try:
-                found.append(adapters_of.load(inside, name=name))
+                found.append(peft_io.load(inside, name=name))
             except LabError as error:
                 raise LabError(str(error).replace(str(inside), f"The upload {label}")) from error
     return found

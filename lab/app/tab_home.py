@@ -9,7 +9,7 @@ from lab.app.frame import IN_LINE, MODEL, Page
 from lab.app.scratch import fresh_folder
 from lab.app.sources import check_size, clean_name
 from lab.errors import LabError
-from lab.lora.adapter import DTYPES
+from lab.lora.peft_io import DTYPES
 
 
 def build(page: Page) -> None:

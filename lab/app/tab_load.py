@@ -138,6 +138,7 @@ def _report(context, session: Session) -> str:
             (a.name, [verdict, _span(a.rank), _span(a.scaling), str(a.modules), kinds, f"{a.parameters or 0:,}", base])
         )
     lines = [*(("bad", problem) for problem in facts.problems), *(("good", fit) for fit in facts.fits)]
+    lines += [("dim", f"{a.name}: {note}") for a in facts.adapters for note in a.notes]
     open_ones = [m.name for m in facts.methods if m.open]
     refused: dict[str, list[str]] = {}
     for m in facts.methods:

@@ -17,7 +17,7 @@ from lab.errors import LabError
 from lab.export.card import base_code
 from lab.export.folders import export, fold_into
 from lab.export.report import report
-from lab.lora.adapter import engine_rank, load, save
+from lab.lora.peft_io import engine_rank, load, save
 from lab.lora.stacked import attach
 from lab.merging import METHODS
 from lab.merging.routing import save_router
@@ -193,7 +193,7 @@ def snippet(session: Session, column: str, base: str) -> str:
     found = session.others.get(column)
     if isinstance(found, Routing):
         lines = [
-            "from lab.lora.adapter import load",
+            "from lab.lora.peft_io import load",
             "from lab.lora.stacked import attach",
             "from lab.merging.routing import load_router",
             *load,

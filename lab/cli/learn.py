@@ -76,8 +76,8 @@ def learn(arguments: Sequence[str]) -> int:
     router = method.kind == "router"
     if method.recipe is None and not router:
         raise LabError(f"{method.name} has nothing to learn; use it with python -m lab merge.")
-    if router and (options.dtype or options.pad_to_rank):
-        raise LabError(f"{method.name} is a router, not an adapter; leave out --dtype and --pad-to-rank.")
+    if router and (options.dtype or options.pad_to_rank or options.fill_layers or options.gguf):
+        raise LabError(f"{method.name} is a router, not an adapter; leave out --dtype, --pad-to-rank, --fill-layers and --gguf.")
     if method.recipe is not None and not options.data:
         raise LabError(f"{method.name} learns from data; give --data with a JSONL file.")
     padded(options.pad_to_rank, 1)  # a typing error should not wait for the merge
@@ -126,7 +126,8 @@ def learn(arguments: Sequence[str]) -> int:
         adapter = replace(found.adapter, recipe={**found.adapter.recipe, "learning": facts})
         rank = padded(options.pad_to_rank, adapter.rank)
         dtype = options.dtype or "float32"
-        export(out, adapter, report=report, dtype=dtype, pad_to_rank=rank, overwrite=options.overwrite)
+        written = {"fill_layers": options.fill_layers, "gguf": options.gguf}
+        export(out, adapter, report=report, dtype=dtype, pad_to_rank=rank, overwrite=options.overwrite, **written)
         tell(out, adapter)
     for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.checkpoint*"):
         leftover.unlink()

@@ -51,12 +51,15 @@ def merge(arguments: Sequence[str]) -> int:
     from lab import merging
     from lab.export.folders import check_free, export, fold_into
     from lab.export.report import check_several
+    from lab.lora.base import check_base
 
-    if options.fold_into and options.pad_to_rank:
-        raise LabError("A folded model has no rank to pad; leave out --pad-to-rank or --fold-into.")
+    if options.fold_into and (options.pad_to_rank or options.fill_layers or options.gguf):
+        raise LabError("A folded model is no adapter; leave out --pad-to-rank, --fill-layers and --gguf, or --fold-into.")
     padded(options.pad_to_rank, 1)  # a typing error should not wait for the merge
     check_free(options.out, options.overwrite)
     check_several(options.adapters)
+    if options.fold_into:
+        check_base(options.fold_into, folding=True)
     adapters, report = load_all(options.adapters, options.base)
     parameters = parameters_of(options)
     if options.fold_into and not options.rank:
@@ -77,7 +80,7 @@ def merge(arguments: Sequence[str]) -> int:
         rank = padded(options.pad_to_rank, merged.rank)
         export(
             options.out, merged, report=report, dtype=options.dtype or "float32", pad_to_rank=rank,
-            overwrite=options.overwrite,
+            fill_layers=options.fill_layers, gguf=options.gguf, overwrite=options.overwrite,
         )  # fmt: skip
     tell(options.out, merged)
     return 0

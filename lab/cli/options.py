@@ -54,6 +54,10 @@ def add_common(parser: Parser) -> None:
     parser.add_argument(
         "--pad-to-rank", metavar="N", help="pad with zeros to this rank; auto: the next one that engines accept"
     )
+    parser.add_argument(
+        "--fill-layers", action="store_true", help="write updates of zero where a layer lacks a kind of module, as some engines need"
+    )
+    parser.add_argument("--gguf", action="store_true", help="also as a GGUF adapter, for llama.cpp and Ollama")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder when it exists")
 
 
@@ -126,10 +130,13 @@ def named(text: str) -> tuple[str | None, str]:
 def load_all(sources: Sequence[str], base: str | None) -> "tuple[list, SetReport]":
     """The adapters and their report. Raises LabError for the first that cannot be read."""
     from lab.export.report import describe, on_one_base, report
-    from lab.lora.adapter import find_folder, load
+    from lab.lora.peft_io import find_folder, load
 
     folders = [(name, source, find_folder(source)) for name, source in map(named, sources)]
     adapters = [load(source, name=name) for name, source, _ in folders]
+    for adapter in adapters:
+        for note in adapter.notes:
+            print(f"note: {adapter.name}: {note}.", file=sys.stderr)
     described = [describe(adapter, folder) for adapter, (_, _, folder) in zip(adapters, folders, strict=True)]
     if base:
         adapters = on_one_base(adapters, base, note=lambda text: print(f"note: {text}", file=sys.stderr))
@@ -140,7 +147,7 @@ def padded(wanted: str | None, rank: int) -> int | None:
     if wanted is None:
         return None
     if wanted == "auto":
-        from lab.lora.adapter import engine_rank
+        from lab.lora.peft_io import engine_rank
 
         return engine_rank(rank)
     if not wanted.isdecimal() or int(wanted) < 1:

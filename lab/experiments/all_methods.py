@@ -8,8 +8,9 @@ import torch
 
 from lab.experiments.candidates import CANDIDATES
 from lab.experiments.section import Section
-from lab.lora.adapter import LoraAdapter, LoraFactors, linear_shape
+from lab.lora.adapter import LoraAdapter, LoraFactors
 from lab.lora.base import load_base
+from lab.lora.compatibility import linear_shape
 from lab.lora.stacked import attach
 from lab.merging import METHODS, build
 from lab.records import tables

@@ -24,7 +24,7 @@ from lab.experiments.presets import Preset
 from lab.experiments.section import Section
 from lab.experiments.store import Store
 from lab.files import PROJECT, content_hash, write_atomic
-from lab.lora import adapter as adapters_of
+from lab.lora import peft_io
 from lab.lora.adapter import LoraAdapter
 from lab.lora.base import base_hash, load_base
 from lab.lora.stacked import attach
@@ -192,7 +192,7 @@ class RunContext:
         def load() -> tuple[LoraAdapter, Mapping]:
             folder = self.store.get(kind, key, make if self.preset.train_missing else None)
             facts = json.loads((folder / "training.json").read_text())
-            return adapters_of.load(folder, name=kind, base=self.preset.base), facts
+            return peft_io.load(folder, name=kind, base=self.preset.base), facts
 
         return Entry({"kind": kind, **key}, load)
 
@@ -217,7 +217,7 @@ class RunContext:
             _ = self.skills  # trained now where they are missing: their time is not the merge's
             started = time.monotonic()
             merged, facts = build(checkpoint)
-            (save_router if isinstance(merged, Router) else adapters_of.save)(folder, merged, overwrite=True)
+            (save_router if isinstance(merged, Router) else peft_io.save)(folder, merged, overwrite=True)
             write_atomic(folder / "facts.json", json.dumps({**facts, "seconds": round(time.monotonic() - started, 2)}) + "\n")
 
         def load() -> tuple[LoraAdapter | Routed, Mapping]:
@@ -225,7 +225,7 @@ class RunContext:
             facts = json.loads((folder / "facts.json").read_text())
             if (folder / "router.safetensors").exists():
                 return Routed(self.skills, folder), facts
-            adapter = adapters_of.load(folder, name=kind, base=self.preset.base)
+            adapter = peft_io.load(folder, name=kind, base=self.preset.base)
             return adapter, {**facts, "recipe": dict(adapter.recipe)}
 
         return Entry({"kind": kind, **key}, load)

@@ -9,6 +9,7 @@ from io import BytesIO
 import torch
 
 from lab.export.report import SetReport
+from lab.export.serving import serving_commands
 from lab.lora.base import EMBEDDED
 from lab.merging import METHODS
 
@@ -39,12 +40,14 @@ def coefficients_figure(recipe: Mapping) -> bytes | None:
 
 
 def model_card(
-    *, name: str, base: str, recipe: Mapping, rank: int | None, report: SetReport | None = None, figure: bool = False
+    *, name: str, base: str, recipe: Mapping, rank: int | None, report: SetReport | None = None, figure: bool = False,
+    gguf: bool = False, suffixes: bool = False,
 ) -> str:
     """The text of README.md (Markdown under YAML front matter).
 
     recipe: as `lab.merging.merge` and `freeze` write it. rank: of the adapter; None for a whole model into which the
-    merge is folded. report: of the inputs. figure: a picture FIGURE lies beside it.
+    merge is folded. report: of the inputs. figure: a picture FIGURE lies beside it, gguf: a GGUF
+    file. suffixes: target_modules are kinds of modules, not whole names.
     """
     method = METHODS.get(str(recipe.get("method", "")))
     parts = [_front_matter(base, rank is not None, recipe), f"# {name}", _what(method, recipe, base, rank)]
@@ -60,6 +63,8 @@ def model_card(
     if report is not None:
         parts += ["## What went into it", f"```text\n{report.text()}```"]
     parts += ["## How to load it", _loading(base, rank)]
+    if rank is not None:
+        parts += ["## How to serve it", serving_commands(base, rank, gguf=gguf, suffixes=suffixes)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -13,17 +13,10 @@ from safetensors import safe_open
 from torch import nn
 
 from lab.errors import LabError
-from lab.lora.adapter import (
-    WEIGHTS,
-    LoraAdapter,
-    LoraFactors,
-    compatibility_problems,
-    find_folder,
-    load,
-    module_names,
-    read_config,
-)
-from lab.lora.base import base_folder, same_base
+from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
+from lab.lora.base import base_folder, refuse_quantised, same_base
+from lab.lora.compatibility import compatibility_problems
+from lab.lora.peft_io import WEIGHTS, find_folder, load, read_config
 from lab.lora.stacked import attach
 from lab.merging import METHODS, build, merge, search
 from lab.merging.registry import Method
@@ -38,7 +31,8 @@ class AdapterReport:
 
     problem: why it cannot be read, "" when it can. rank, alpha, scaling: spans over the modules; alpha is known of
     folders only. kinds: (last part of the module's name, how many of them). parameters: entries of all factors.
-    size: bytes of the weights, in the file or, without one, in memory. dtype: as stored ("F32", "BF16", …).
+    size: bytes of the weights, in the file or, without one, in memory. dtype: as stored ("F32", "BF16", …). notes: the
+    adapter's.
     """
 
     name: str
@@ -52,6 +46,7 @@ class AdapterReport:
     parameters: int | None = None
     size: int | None = None
     dtype: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def modules(self) -> int:
@@ -67,6 +62,7 @@ class AdapterReport:
             lines.append(("modules", f"{self.modules}: " + ", ".join(f"{n} {kind}" for kind, n in self.kinds)))
         if self.parameters is not None:
             lines.append(("size", f"{self.parameters:,} parameters, {_bytes(self.size)} {self.dtype}".rstrip()))
+        lines += [("note", note) for note in self.notes]
         if self.problem:
             lines.append(("cannot be read", self.problem))
         return "\n".join([self.name, *(f"  {label:9} {value}" for label, value in lines)])
@@ -147,6 +143,7 @@ def describe(adapter: LoraAdapter, folder: Path | None = None) -> AdapterReport:
         parameters=parameters,
         size=4 * parameters,
         dtype="F32",
+        notes=adapter.notes,
     )
     if folder is None:
         return report
@@ -229,7 +226,7 @@ def report(
 
 
 def base_config(source: str):
-    """The configuration of "embedded", a folder or a Hub id. Raises LabError when it is not there."""
+    """The configuration of "embedded", a folder or a Hub id. Raises LabError when it is not there, or quantised."""
     from transformers import AutoConfig
 
     folder = base_folder(source)
@@ -237,10 +234,12 @@ def base_config(source: str):
     if local and not (folder / "config.json").is_file():
         raise LabError(f"The base model {source} is not there: it is no folder with a config.json.")
     try:
-        return AutoConfig.from_pretrained(folder if local else source)
+        config = AutoConfig.from_pretrained(folder if local else source)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise LabError(f"The base model {source!r} could not be looked at: {reason}") from error
+    refuse_quantised(config, source)
+    return config
 
 
 def base_layout(source: str) -> nn.Module:
@@ -265,9 +264,9 @@ def _unreadable(source: str | Path, name: str, problem: str) -> AdapterReport:
 
     def number(key: str) -> Span | None:
         value = config.get(key)
-        return (value, value) if isinstance(value, int | float) else None
+        return (value, value) if isinstance(value, int | float) and abs(value) < 1e300 else None
 
-    base = str(config.get("base_model_name_or_path") or "")
+    base = str(config.get("base_model_name_or_path") or "")[:200]
     rslora = bool(config.get("use_rslora"))
     return AdapterReport(name, base, problem, rank=number("r"), alpha=number("lora_alpha"), rslora=rslora)
 

@@ -1,10 +1,12 @@
 """The base model: an embedded one, one from a wheel, a local folder or GGUF file, or a Hub id."""
 
+import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx2
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lab.errors import LabError
@@ -12,6 +14,8 @@ from lab.files import PROJECT, content_hash
 from lab.lora.gguf import converted, is_gguf
 
 DTYPES = ("float32", "float16", "bfloat16")
+# Endings of what quantised weights have beside them: fp8, compressed-tensors, GPTQ and AWQ, bitsandbytes, mxfp4.
+_SCALES = ("weight_scale_inv", "weight_scale", "weight_packed", ".qweight", ".qzeros", ".SCB", ".absmax", "_blocks")
 _WORLD = PROJECT / "lab" / "world"
 # The bases that ship: of Section 5.1, of the reading sections (5.2, 5.3), of the prompt formats (5.4).
 EMBEDDED = {
@@ -36,31 +40,68 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "float32
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LabError(f"The device is {device}, but no GPU is available here; choose cpu.")
     try:
+        config = AutoConfig.from_pretrained(name, **options)
+    except _FAILURES as error:
+        raise _not_loaded(source, local, error) from error
+    quantisation = refuse_quantised(config, source)
+    try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, SafetensorError, httpx2.HTTPError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = "the folder" if local else "the Hub"
-        raise LabError(f"The base model {source!r} could not be loaded from {where}: {reason}") from error
+    except _FAILURES as error:
+        raise _not_loaded(source, local, error) from error
     if tokenizer.eos_token_id is None:
         raise LabError(f"The tokenizer of {source!r} has no end-of-text token; set one in its tokenizer_config.json.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.name_or_path = source
-    return model.to(device).eval(), tokenizer
+    return (model if quantisation else model.to(device)).eval(), tokenizer  # what is quantised was put in place when loaded
 
 
-def check_base(source: str) -> None:
-    """Raise LabError, as load_base would, for a base whose configuration is missing or cannot be reached. Reads no weights."""
+def check_base(source: str, *, folding: bool = False) -> None:
+    """Raise LabError, as load_base would, for a base whose configuration is missing, quantised or cannot be reached. Reads no weights.
+
+    folding: an update is to be added to its weights, so that no quantisation is allowed.
+    """
     folder, local = _place(source)
     if local:
         _check_folder(folder)
-        return
     try:
-        AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError, httpx2.HTTPError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LabError(f"The base model {source!r} could not be loaded from the Hub: {reason}") from error
+        config = AutoConfig.from_pretrained(folder if local else source)
+    except _FAILURES as error:
+        raise _not_loaded(source, local, error) from error
+    refuse_quantised(config, source, folding=folding)
+
+
+def refuse_quantised(config, source: str, *, folding: bool = False) -> str:
+    """The name of the base's quantisation, "" for none. Raises LabError, naming it, for all but bitsandbytes where that is
+    installed, and for every one where `folding`.
+    """
+    settings = getattr(config, "quantization_config", None)
+    if not settings:
+        return ""
+    settings = settings if isinstance(settings, Mapping) else vars(settings)
+    method = settings.get("quant_method") or "an unnamed method"
+    method = str(getattr(method, "value", method))
+    if folding:
+        raise LabError(
+            f"The base model {source!r} is quantised ({method}), and sums cannot be written into such weights; fold into the unquantised "
+            f"model that it was made from, and quantise the result again."
+        )
+    if method != "bitsandbytes":
+        raise LabError(f"The base model {source!r} is quantised ({method}), which is not read here; give the unquantised model.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise LabError(
+            f"The base model {source!r} is quantised by bitsandbytes, which is not installed; install it, or give the unquantised model."
+        )
+    return method
+
+
+_FAILURES = (OSError, ValueError, KeyError, SafetensorError, httpx2.HTTPError)
+
+
+def _not_loaded(source: str, local: bool, error: Exception) -> LabError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return LabError(f"The base model {source!r} could not be loaded from {'the folder' if local else 'the Hub'}: {reason}")
 
 
 def _place(source: str) -> tuple[Path, bool]:
@@ -106,3 +147,18 @@ def _check_folder(folder: Path) -> None:
             if pickled
             else f"{folder} holds no weights (*.safetensors)."
         )
+    _check_scales(folder)
+
+
+def _check_scales(folder: Path) -> None:
+    """Raise LabError for quantised weights whose configuration does not say so: they would be read without their scales."""
+    if "quantization_config" in (folder / "config.json").read_text(encoding="utf-8", errors="replace"):
+        return
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="pt") as weights:
+                scale = next((key for key in weights.keys() if key.endswith(_SCALES)), None)
+        except SafetensorError as error:
+            raise LabError(f"The base model {str(folder)!r} could not be loaded from the folder: {file.name} is cut off or damaged.") from error
+        if scale:
+            raise LabError(f"{folder} holds quantised weights ({scale}), of which its config.json says nothing; give the unquantised model.")

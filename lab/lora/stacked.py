@@ -18,7 +18,8 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from lab.errors import LabError
-from lab.lora.adapter import LoraAdapter, LoraFactors, check_compatible, linear_shape, module_names
+from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
+from lab.lora.compatibility import check_compatible, linear_shape
 
 Coefficient = Tensor | Callable[[Tensor], Tensor]
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from lab.errors import LabError
-from lab.lora.adapter import LoraAdapter, check_compatible
+from lab.lora.adapter import LoraAdapter
+from lab.lora.compatibility import check_compatible
 from lab.lora.stacked import Stack
 from lab.merging.coefficients import Coefficients, concatenate
 from lab.merging.recipe import base_of, coefficient_record, inputs_of

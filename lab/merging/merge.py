@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lab.errors import LabError
-from lab.lora.adapter import LoraAdapter, LoraFactors, check_compatible, module_names
+from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
+from lab.lora.compatibility import check_compatible
 from lab.merging.alphas import Grid, alphas_record, parse_alphas
 from lab.merging.coefficients import concatenate
 from lab.merging.recipe import base_of, coefficient_record, inputs_of

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lab.errors import LabError
 from lab.files import atomic_folder, write_atomic
-from lab.lora.adapter import linear_shape
+from lab.lora.compatibility import linear_shape
 from lab.lora.stacked import Stack
 from lab.merging.registry import complete_parameters, get_method, seeded_generator
 

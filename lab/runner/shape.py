@@ -106,7 +106,7 @@ def count(config) -> Shape:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lab.lora.adapter import linear_shape
+    from lab.lora.compatibility import linear_shape
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 
 from lab.errors import LabError
 from lab.files import write_atomic
-from lab.lora.adapter import LoraAdapter, from_peft, save
+from lab.lora.adapter import LoraAdapter
+from lab.lora.peft_io import from_peft, save
 from lab.tasks import Example
 from lab.training.loop import Encoded, TrainConfig, bucketed_batches, encode, fit
 

@@ -22,7 +22,7 @@ from lab.app.server import Server
 from lab.errors import LabError
 from lab.experiments.context import SHIPPED
 from lab.files import PROJECT
-from lab.lora.adapter import load
+from lab.lora.peft_io import load
 from tests.app.waiting import PATIENCE, until
 
 PROMPT = "Ann has 3 apples and buys 4 more. How many apples does Ann have?"

@@ -27,8 +27,9 @@ from lab.cli.main import main as command
 from lab.errors import LabError
 from lab.evaluation.generate import end_tokens, generate
 from lab.experiments.presets import get_preset
-from lab.lora.adapter import LoraFactors, load, save
+from lab.lora.adapter import LoraFactors
 from lab.lora.base import load_base
+from lab.lora.peft_io import load, save
 from lab.lora.stacked import attach
 from lab.merging import merge
 from lab.merging.routing import load_router

@@ -12,8 +12,8 @@ from lab.cli.learn import _examples, read_pairs
 from lab.cli.main import main
 from lab.experiments.candidates import CANDIDATES
 from lab.files import PROJECT
-from lab.lora.adapter import ENGINE_RANKS, load, save
 from lab.lora.base import load_base
+from lab.lora.peft_io import ENGINE_RANKS, load, save
 from lab.lora.stacked import attach
 from lab.merging import METHODS, merge
 from lab.merging.routing import load_router

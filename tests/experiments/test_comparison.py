@@ -173,7 +173,7 @@ def test_random_adapters_match_the_spread():
     torch.manual_seed(0)
     from peft import LoraConfig, get_peft_model
 
-    from lab.lora.adapter import from_peft
+    from lab.lora.peft_io import from_peft
 
     peft = get_peft_model(model, LoraConfig(r=16, target_modules=["q_proj"], init_lora_weights=False))
     adapter = from_peft(peft, name="a")

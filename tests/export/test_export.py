@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -10,15 +11,16 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from lab.errors import LabError
 from lab.export import folders as lab_export
 from lab.export.card import FIGURE
 from lab.export.folders import export, fold_into
 from lab.export.report import group, report
-from lab.lora.adapter import LoraAdapter, load
+from lab.lora.adapter import LoraAdapter
 from lab.lora.base import load_base
+from lab.lora.peft_io import load
 from lab.lora.stacked import fold
 from lab.merging import METHODS, factor_delta, merge, merge_full_rank
 from tests.tiny_models import adapter, llama, logits, relative_error, two_skills
@@ -150,7 +152,7 @@ def test_nothing_half_written_stays(skills, tiny_base, tmp_path, monkeypatch):
         def full(*args, error=error, **kwargs):
             raise error
 
-        monkeypatch.setattr("lab.lora.adapter.save_file", full)
+        monkeypatch.setattr("lab.lora.peft_io.save_file", full)
         monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
         for make in (write, whole):
             for target in ("new", "out"):
@@ -166,6 +168,32 @@ def test_nothing_half_written_stays(skills, tiny_base, tmp_path, monkeypatch):
 def test_folding_refuses_another_base(base, skills, tiny_base, tmp_path):
     with pytest.raises(LabError, match="is for another base"):
         fold_into(str(tiny_base), merge("cat_static", two_skills(base)), tmp_path / "out")
-    with pytest.raises(LabError, match="is not there"):
+    with pytest.raises(LabError, match="does not exist"):
         fold_into(str(tmp_path / "nowhere"), merge("cat_static", skills), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folded_model_that_reads_back_otherwise_is_not_written(skills, tiny_base, tmp_path, monkeypatch):
+    merged = merge("cat_static", skills)
+    honest = LlamaForCausalLM.save_pretrained
+
+    def other(self, folder, **settings):
+        with torch.no_grad():
+            self.model.layers[0].mlp.up_proj.weight.mul_(1.1)
+        honest(self, folder, **settings)
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", other)
+    with pytest.raises(LabError, match="read again, answers otherwise"):
+        fold_into(str(tiny_base), merged, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["fp8", "gptq", "bitsandbytes"])
+def test_nothing_is_folded_into_quantised_weights(skills, tiny_base, tmp_path, method):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+    with pytest.raises(LabError, match=rf"quantised \({method}\).*unquantised"):
+        fold_into(str(base), merge("cat_static", skills), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

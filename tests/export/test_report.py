@@ -10,7 +10,9 @@ import pytest
 from lab.cli.main import main as command
 from lab.errors import LabError
 from lab.export.report import base_layout, describe, inspect, report
-from lab.lora.adapter import LoraAdapter, check_compatible, load, save
+from lab.lora.adapter import LoraAdapter
+from lab.lora.compatibility import check_compatible
+from lab.lora.peft_io import load, save
 from lab.lora.stacked import attach
 from lab.merging import METHODS, build, freeze, merge, search
 from tests.lora.test_adapter import edit_config

@@ -13,18 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lab.errors import LabError
-from lab.lora import adapter as lab_adapter
-from lab.lora.adapter import (
-    LoraAdapter,
-    LoraFactors,
-    check_compatible,
-    compatibility_problems,
-    engine_rank,
-    from_peft,
-    load,
-    save,
-    to_peft,
-)
+from lab.lora import peft_io
+from lab.lora.adapter import LoraAdapter, LoraFactors
+from lab.lora.compatibility import check_compatible, compatibility_problems
+from lab.lora.peft_io import engine_rank, from_peft, load, save, to_peft
 from tests.tiny_models import adapter, gpt2, llama, logits, peft_model, relative_error, tokens, two_skills
 
 SETTINGS = {
@@ -157,7 +149,7 @@ BAD_CONFIGS = {
     "IA3": {"peft_type": "IA3"},
     "use_something_new": {"use_something_new": True},
     "no peft_type": {"peft_type": "REMOVE"},
-    "no number for r": {"r": None},
+    "null as r": {"r": None},
     "rank 5": {"r": 5},
     "rank 0": {"r": 0},
     "rank 3": {"rank_pattern": {"q_proj": 3}},
@@ -318,7 +310,7 @@ def test_save_refuses_and_leaves_nothing_behind(base, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lab_adapter, "save_file", full)
+    monkeypatch.setattr(peft_io, "save_file", full)
     for target in ("new", "out"):
         with pytest.raises(LabError, match="No space left"):
             save(tmp_path / target, skill, overwrite=True)

@@ -1,17 +1,23 @@
 """The base model: the shipped one is what its recipe says, and a wrong folder is named."""
 
+import importlib.util
 import json
 import shutil
 
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from lab.errors import LabError
 from lab.evaluation.generate import generate
 from lab.experiments.presets import PRESETS, get_preset
-from lab.lora.base import base_folder, base_hash, load_base
+from lab.export.report import base_layout
+from lab.lora.base import base_folder, base_hash, check_base, load_base
+from lab.lora.peft_io import to_peft
+from lab.lora.stacked import attach, fold
+from tests.tiny_models import adapter
 
 
 def test_embedded_base_loads_with_plain_transformers_and_is_small():
@@ -50,6 +56,65 @@ def test_wrong_folders_are_named(tmp_path, tiny_base):
     (truncated / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(LabError, match="could not be loaded"):
         load_base(str(truncated))
+
+
+def _quantised(tiny_base, folder, settings):
+    shutil.copytree(tiny_base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("method", ["fp8", "gptq", "awq", "compressed-tensors", "hqq", "something_new"])
+def test_quantised_bases_are_refused_by_name_wherever_a_base_is_read(tiny_base, tmp_path, method):
+    base = _quantised(tiny_base, tmp_path / "base", {"quant_method": method, "weight_block_size": [128, 128]})
+    for read in (load_base, check_base, base_layout):
+        with pytest.raises(LabError, match=rf"quantised \({method}\)"):
+            read(base)
+
+
+def test_bitsandbytes_is_named_where_it_is_not_installed(tiny_base, tmp_path, monkeypatch):
+    base = _quantised(tiny_base, tmp_path / "base", {"quant_method": "bitsandbytes", "load_in_4bit": True})
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else found(name, *rest))
+    for read in (load_base, check_base, base_layout):
+        with pytest.raises(LabError, match="bitsandbytes, which is not installed"):
+            read(base)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_skills_work_on_a_base_that_bitsandbytes_quantised(tmp_path, bits):
+    """Attached, they give PEFT's logits; folding is refused. On the shipped base: its blocks are wider than the tiny ones."""
+    pytest.importorskip("bitsandbytes")
+    whole = base_folder("embedded")
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    AutoModelForCausalLM.from_pretrained(whole, quantization_config=settings, device_map="cpu").save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(whole).save_pretrained(tmp_path / "base")
+    skill = adapter(AutoModelForCausalLM.from_pretrained(whole), "maths", target_modules=["q_proj", "down_proj"])
+    model, tokenizer = load_base(str(tmp_path / "base"), device="cpu")
+    ids = torch.tensor([tokenizer("2 plus 3")["input_ids"]])
+    with torch.no_grad(), attach(model, [skill]) as stack:
+        stack.set_coefficients(torch.ones(1, len(skill.modules)))
+        ours = model(input_ids=ids).logits
+        text = generate(model, tokenizer, ["2 plus 3"], max_new_tokens=4)
+    with pytest.raises(LabError, match="quantised"):
+        fold(model, skill)
+    with torch.no_grad():
+        live = to_peft(load_base(str(tmp_path / "base"), device="cpu")[0], skill)
+        assert torch.allclose(live(input_ids=ids).logits.float(), ours.float(), atol=1e-2 if bits == 8 else 1e-4)
+    assert len(text) == 1
+
+
+def test_scales_beside_the_weights_are_not_overlooked(tiny_base, tmp_path):
+    """Blocks of fp8 whose configuration lost its word of them would be read without their scales."""
+    shutil.copytree(tiny_base, tmp_path / "base")
+    weights = load_file(tmp_path / "base/model.safetensors")
+    key = next(key for key in weights if key.endswith("q_proj.weight"))
+    save_file(weights | {f"{key}_scale_inv": torch.ones(1, 1)}, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LabError, match="weight_scale_inv.*says nothing"):
+        load_base(str(tmp_path / "base"))
 
 
 def test_hub_without_network_is_one_sentence(monkeypatch):

@@ -13,7 +13,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lab.errors import LabError
-from lab.lora.adapter import LoraFactors, to_peft
+from lab.lora.adapter import LoraFactors
+from lab.lora.peft_io import to_peft
 from lab.lora.stacked import StackedLinear, attach, fold
 from tests.tiny_models import adapter, gpt2, llama, logits, relative_error, three_skills, tokens, two_skills
 

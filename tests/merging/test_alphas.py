@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lab.cli.main import main
 from lab.errors import LabError
-from lab.lora.adapter import save
+from lab.lora.peft_io import save
 from lab.merging import merge, merge_full_rank
 from lab.merging.alphas import Grid, format_alphas, parse_alphas, settle
 from tests.tiny_models import llama, two_skills

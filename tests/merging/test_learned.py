@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Categorical
 
 from lab.errors import LabError
-from lab.lora.adapter import from_peft, load, save
+from lab.lora.peft_io import from_peft, load, save
 from lab.lora.stacked import attach, fold
 from lab.merging import METHODS, Recipe, build, freeze, merge, merge_method, search
 from lab.merging import learn as learning

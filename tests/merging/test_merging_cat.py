@@ -12,7 +12,8 @@ from peft import PeftModel
 
 from lab import merging
 from lab.errors import LabError
-from lab.lora.adapter import LoraAdapter, LoraFactors, load, module_names, save, to_peft
+from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
+from lab.lora.peft_io import load, save, to_peft
 from lab.lora.stacked import attach, fold
 from lab.merging import (
     METHODS,

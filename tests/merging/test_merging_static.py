@@ -13,7 +13,8 @@ from peft.tuners.lora.model import LoraModel
 from peft.utils.merge_utils import random_pruning
 
 from lab.errors import LabError
-from lab.lora.adapter import LoraAdapter, LoraFactors, from_peft, module_names, to_peft
+from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
+from lab.lora.peft_io import from_peft, to_peft
 from lab.merging import METHODS, factor_delta, merge, schema, seeded_generator
 from lab.merging.methods.breadcrumbs import breadcrumbs
 from lab.merging.methods.dare import dare_linear

@@ -14,7 +14,8 @@ from peft.tuners.lora.config import ArrowConfig
 from torch import nn
 
 from lab.errors import LabError
-from lab.lora.adapter import LoraAdapter, LoraFactors, save
+from lab.lora.adapter import LoraAdapter, LoraFactors
+from lab.lora.peft_io import save
 from lab.lora.stacked import attach
 from lab.merging import build, freeze, merge
 from lab.merging.methods.remix import leave_one_out, log_probability, sample

@@ -225,8 +225,8 @@ def heatmaps(
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     norm = Normalize(low, high if high > low else low + 1)
     for panel, (name, table) in zip(axes, panels.items(), strict=False):
-        grid = table.to_numpy(dtype=float)
-        mesh = panel.pcolormesh(np.ma.masked_invalid(grid), cmap=_SEQUENTIAL, norm=norm)
+        cells = table.to_numpy(dtype=float)
+        mesh = panel.pcolormesh(np.ma.masked_invalid(cells), cmap=_SEQUENTIAL, norm=norm)
         told = width <= 8 and values.size <= 150
         if told:
             for (y, x), value in np.ndenumerate(cells):

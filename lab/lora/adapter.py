@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lab.errors import LabError
 from lab.files import atomic_folder, write_atomic
@@ -31,6 +30,13 @@ ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_l
 
 # Initialisations that change the base weight: the saved factors mean nothing on the original base.
 _MUTATING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Settings of PEFT that leave the update s·B·A, or whose values are looked at below: PEFT, which takes seconds to import, is asked
+# about others only.
+_PLAIN_SETTINGS = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
+    "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "init_lora_weights",
+    "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core", "qalora_group_size",
+}  # fmt: skip
 # Settings besides PEFT's own "is_lora_variant" fields that make the update something else than s·B·A on known
 # modules.
 _REFUSED_SETTINGS = {
@@ -238,8 +244,6 @@ def read_config(folder: Path) -> dict:
 
 def refuse_variants(config: Mapping, where: str) -> None:
     """Raise LabError, naming the variant, when a PEFT config describes anything but plain LoRA factors."""
-    from peft import LoraConfig
-
     def refuse(variant: str):
         raise LabError(
             f"{where} uses {variant}, which plain LoRA factors cannot represent; give a plain LoRA adapter."
@@ -248,13 +252,15 @@ def refuse_variants(config: Mapping, where: str) -> None:
     peft_type = str(getattr(config["peft_type"], "value", config["peft_type"]))
     if peft_type != "LORA":
         raise LabError(f"{where} is of PEFT type {peft_type}, not LORA; give a LoRA adapter.")
-    known = {f.name: f for f in dataclasses.fields(LoraConfig)}
     for setting, value in config.items():
-        if not value or setting in _HARMLESS_SETTINGS:
+        if not value or setting in _PLAIN_SETTINGS or setting in _HARMLESS_SETTINGS:
             continue
         if setting in _REFUSED_SETTINGS:
             refuse(_REFUSED_SETTINGS[setting])
-        elif setting not in known:
+        from peft import LoraConfig
+
+        known = {f.name: f for f in dataclasses.fields(LoraConfig)}
+        if setting not in known:
             refuse(f"the setting {setting!r} (not known to the installed PEFT)")
         elif known[setting].metadata.get("is_lora_variant"):
             refuse(_VARIANT_NAMES.get(setting, setting))
@@ -353,11 +359,12 @@ def _unknown_key(key: str) -> str:
 
 
 def _rank_and_scaling(module: str, config: Mapping, folder: Path) -> tuple[int, float]:
-    from peft.utils.other import get_pattern_key
-
     def resolve(patterns: str, default: str):
-        table = config.get(patterns) or {}
-        value = table.get(get_pattern_key(table.keys(), module), config.get(default))
+        value = config.get(default)
+        if table := config.get(patterns):
+            from peft.utils.other import get_pattern_key
+
+            value = table.get(get_pattern_key(table.keys(), module), value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise LabError(
                 f"{folder}/{CONFIG} gives no number for {default} (module {module!r}); export the adapter "
@@ -514,9 +521,18 @@ def linear_shape(layer: nn.Module) -> tuple[int, int] | None:
     """(out, in) of an nn.Linear or a transformers Conv1D, None for any other module."""
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
-    if isinstance(layer, Conv1D):
+    if is_conv1d(layer):
         return layer.weight.shape[1], layer.weight.shape[0]
     return None
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether it is a transformers Conv1D, the linear layer of GPT-2, whose weight is (in, out)."""
+    if isinstance(layer, nn.Linear):
+        return False
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(layer, Conv1D)
 
 
 def compatibility_problems(adapters: Sequence[LoraAdapter], base_model: nn.Module | None = None) -> list[str]:

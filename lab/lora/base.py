@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import httpx2
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lab.errors import LabError
 from lab.files import PROJECT, content_hash
@@ -25,6 +23,9 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "float32
 
     Raises LabError when it is not there, is no causal language model, has only pickled weights, or cannot be reached.
     """
+    import httpx2
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     folder, local = _place(source)
     if local:
         _check_folder(folder)
@@ -56,6 +57,9 @@ def check_base(source: str) -> None:
     if local:
         _check_folder(folder)
         return
+    import httpx2
+    from transformers import AutoConfig
+
     try:
         AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError, httpx2.HTTPError) as error:

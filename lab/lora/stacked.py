@@ -9,16 +9,16 @@ so that nothing as wide as the layer is made beside it.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.pytorch_utils import Conv1D
 
 from lab.errors import LabError
-from lab.lora.adapter import LoraAdapter, LoraFactors, check_compatible, linear_shape, module_names
+from lab.lora.adapter import LoraAdapter, LoraFactors, check_compatible, is_conv1d, linear_shape, module_names
 
 Coefficient = Tensor | Callable[[Tensor], Tensor]
 
@@ -64,7 +64,7 @@ class StackedLinear(nn.Module):
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
         skills = (c, self.spread, self.A_cat, self.B_cat)
         if _is_plain(self.base) and (autocast or dtype == self.weight.dtype):
-            W = self.weight if isinstance(self.base, Conv1D) else self.weight.T
+            W = self.weight if is_conv1d(self.base) else self.weight.T
             return _Stacked.apply(x.to(dtype), *skills, W, self.bias)
         return self.base(x) + _Stacked.apply(x.to(dtype), *skills, None, None)
 
@@ -81,7 +81,7 @@ class StackedLinear(nn.Module):
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer is x W + b with frozen W and b and nothing else: not quantised, sharded, offloaded or hooked."""
     return (
-        type(layer) in (nn.Linear, Conv1D)
+        _is_plain_class(type(layer))
         and type(layer.weight) is nn.Parameter
         and not layer.weight.requires_grad
         and not (layer.bias is not None and layer.bias.requires_grad)
@@ -89,6 +89,15 @@ def _is_plain(layer: nn.Module) -> bool:
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not (layer._backward_hooks or layer._backward_pre_hooks)
     )
+
+
+@functools.cache
+def _is_plain_class(kind: type) -> bool:
+    if kind is nn.Linear:
+        return True
+    from transformers.pytorch_utils import Conv1D
+
+    return kind is Conv1D  # not one made from it, which may do anything
 
 
 class _Stacked(torch.autograd.Function):

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from lab.merging.pruning import Density
+from lab.merging.pruning import CHUNK, Density, largest
 from lab.merging.registry import Range, merge_method
 
 
@@ -26,14 +26,17 @@ def breadcrumbs(
     int(density·n) entries are kept: the int(gamma·n) largest go first (fewer when density leaves less room),
     then the smallest. Nothing is rescaled. deltas: (skills, out, in). Returns (out, in).
     """
-    return torch.einsum("k,koi->oi", weights, torch.stack([_middle(d, density, gamma) for d in deltas]))
+    return torch.einsum("k,koi->oi", weights.to(deltas.device), torch.stack([_middle(d, density, gamma) for d in deltas]))
 
 
 def _middle(delta: Tensor, density: float, gamma: float) -> Tensor:
-    entries = delta.flatten()
-    kept = int(density * entries.numel())
-    outliers = min(int(gamma * entries.numel()), entries.numel() - kept)
-    chosen = entries.abs().argsort(descending=True)[outliers : outliers + kept]
-    pruned = torch.zeros_like(entries)
-    pruned[chosen] = entries[chosen]
-    return pruned.view_as(delta)
+    entries = delta.reshape(-1)
+    count = int(density * len(entries))
+    outliers = min(int(gamma * len(entries)), len(entries) - count)
+    if len(entries) <= CHUNK:  # sorting decides between equal ones
+        kept = torch.zeros(len(entries), dtype=torch.bool, device=entries.device)
+        kept[entries.abs().argsort(descending=True)[outliers : outliers + count]] = True
+    else:
+        kept = largest(entries, outliers + count)
+        kept ^= largest(entries, outliers)
+    return torch.where(kept, entries, 0).view_as(delta)

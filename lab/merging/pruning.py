@@ -3,10 +3,12 @@
 Large updates go through in chunks that stay in the processor's cache: several times faster than whole, and little memory.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lab.merging.registry import Range
@@ -15,37 +17,38 @@ Density = Annotated[float, Range(0, 1), "fraction of the entries kept"]
 Scale = Annotated[float, Range(0, 5), "λ, multiplies the merged update"]
 Prune = Annotated[Literal["magnitude", "random"], "largest entries (as TIES) or random ones (as DARE)"]
 
-CHUNK = 2**18  # entries
+CHUNK = 2**17  # entries that go through at once
 SAMPLE = 2**16  # entries that tell where a threshold lies
 
 
 def keep_largest(tensor: Tensor, density: float) -> Tensor:
     """The int(density·n) entries of largest magnitude, the others zero; any shape."""
-    entries = tensor.reshape(-1)
-    return torch.where(largest(entries, int(density * len(entries))), entries, 0).view_as(tensor)
+    return keep_count(tensor, int(density * tensor.numel()))
 
 
-def largest(entries: Tensor, count: int) -> Tensor:
-    """True at the `count` entries of largest magnitude of a vector: exactly so many, of equal ones the first.
+def keep_count(tensor: Tensor, count: int) -> Tensor:
+    """The `count` entries of largest magnitude, the others zero: exactly so many, of equal ones the first.
 
-    Up to CHUNK entries, where nothing is gained, torch's topk decides between equal ones.
+    In tensors up to CHUNK, where nothing is gained, torch's topk chooses between equal ones.
     """
-    if len(entries) <= CHUNK or count <= 0:
-        kept = torch.zeros(len(entries), dtype=torch.bool, device=entries.device)
-        kept[entries.abs().topk(max(count, 0), sorted=False).indices] = True
-        return kept
+    entries = tensor.reshape(-1)
+    pruned = torch.zeros_like(entries)
+    if len(entries) <= CHUNK or not count:
+        kept = entries.abs().topk(count, sorted=False).indices
+        pruned[kept] = entries[kept]
+        return pruned.view_as(tensor)
     threshold = _magnitude(entries, count)
-    kept = torch.empty(len(entries), dtype=torch.bool, device=entries.device)
-    for part in chunks(len(entries)):
-        torch.ge(entries[part].abs(), threshold, out=kept[part])
-    surplus = int(kept.count_nonzero()) - count
-    for part in reversed(list(chunks(len(entries)))):
-        if not surplus:
-            break
-        equal = (entries[part].abs() == threshold).nonzero()[-surplus:, 0]
-        kept[part][equal] = False
+    below = threshold.nextafter(threshold.new_zeros(())).item()  # hardshrink keeps what is larger than that
+    parts, surplus = list(chunks(len(entries))), -count
+    for part in parts:
+        pruned[part] = F.hardshrink(entries[part], below)
+        surplus += int(pruned[part].count_nonzero())
+    while surplus > 0:
+        part = parts.pop()
+        equal = (pruned[part].abs() == threshold).nonzero()[-surplus:, 0]
+        pruned[part][equal] = 0
         surplus -= len(equal)
-    return kept
+    return pruned.view_as(tensor)
 
 
 def _magnitude(entries: Tensor, count: int) -> Tensor:
@@ -56,24 +59,23 @@ def _magnitude(entries: Tensor, count: int) -> Tensor:
     # An odd step: an even one would see few columns of the matrix whose entries these are.
     sample = entries[:: len(entries) // SAMPLE | 1].abs().sort(descending=True).values
     place, margin = count * len(sample) // len(entries), 2 * int(len(sample) ** 0.5)
-    high, low = sample[max(place - margin, 0)], sample[min(place + margin, len(sample) - 1)]
-    if place <= margin:
-        high = high.new_tensor(torch.inf)
-    if place + margin >= len(sample):
-        low = low.new_tensor(0.0)
+    high = sample[place - margin].item() if place >= margin else math.inf
+    low = sample[place + margin].item() if place + margin < len(sample) else 0.0
     above, between = 0, []
     for part in chunks(len(entries)):
         magnitudes = entries[part].abs()
-        above += (magnitudes > high).count_nonzero()
-        between.append(magnitudes[(magnitudes <= high) & (magnitudes >= low)])
-    found, place = torch.cat(between), count - int(above)
+        higher = magnitudes > high
+        above += int(higher.count_nonzero())
+        between.append(magnitudes[higher ^ (magnitudes >= low)])
+    found, place = torch.cat(between), count - above
     if not 0 < place <= len(found):  # the sample misled
         found, place = entries.abs(), count
     return found.kthvalue(len(found) - place + 1).values
 
 
-def chunks(length: int, size: int = CHUNK) -> Iterator[slice]:
-    """Slices that cover `length` places, in order."""
+def chunks(length: int, size: int | None = None) -> Iterator[slice]:
+    """Slices of `size` (CHUNK) places that cover `length`, in order."""
+    size = size or CHUNK
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
@@ -86,13 +88,13 @@ def drop_randomly(tensor: Tensor, density: float, generator: torch.Generator) ->
     entries = tensor.reshape(-1)
     dropped = torch.empty_like(entries)
     for part in chunks(len(entries)):
-        kept = draw(entries[part], generator) < density
-        torch.div(entries[part] * kept, density, out=dropped[part])
+        kept = draw(entries[part], generator).lt_(density)
+        torch.mul(entries[part], kept, out=dropped[part]).div_(density)
     return dropped.view_as(tensor)
 
 
 def draw(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform numbers from [0, 1); below p with probability p, they are those of torch.bernoulli, in a quarter of its time."""
+    """Uniform numbers from [0, 1). Where they lie below p is where torch.bernoulli gives 1, in a quarter of its time."""
     return torch.rand(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
@@ -105,14 +107,15 @@ def elect_and_merge(deltas: Tensor, weights: Tensor, *, normalize: bool) -> Tens
     """
     entries, weights = deltas.reshape(len(deltas), -1), weights.to(deltas.device)[:, None]
     merged = torch.empty(deltas.shape[1:], dtype=torch.promote_types(deltas.dtype, weights.dtype), device=deltas.device)
+    one = merged.new_ones(())
     for part in chunks(entries.shape[1]):
         weighted = weights * entries[:, part]
-        elected = torch.where(weighted.sum(0) < 0, -1.0, 1.0)
-        agrees = weighted.sign() == elected
-        total = (weighted * agrees).sum(0)
+        sign = torch.copysign(one, weighted.sum(0))
+        agreeing = weighted.mul_(sign).relu_()  # w_i δ_i by its size where it has the elected sign, else 0
+        total = agreeing.sum(0).mul_(sign)
         if normalize:
-            shares = (weights.abs() * agrees).sum(0)
-            total = total / torch.where(shares > 0, shares, 1)
+            shares = agreeing.sign_().mul_(weights.abs()).sum(0)
+            total /= shares.clamp_(min=torch.finfo(shares.dtype).tiny)  # 0 only where the total is
         merged.view(-1)[part] = total
     return merged
 

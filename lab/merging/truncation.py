@@ -9,9 +9,9 @@ from lab.merging.registry import seeded_generator
 
 EXACT = 512  # the smaller side up to which a dense update is decomposed exactly, in a tenth of a second at most
 OVERSAMPLING = 16
-# Of the energy discarded: what one more pass must gain to be followed by another. The rest of a geometric series stays below 1 %.
+# Of the energy discarded: what a product must gain to be followed by another. The rest of the series then stays below 1 %.
 GAIN = 1e-3
-PASSES = 12
+PRODUCTS = 24  # at most
 
 
 def factor_delta(delta: Tensor, rank: int) -> tuple[LoraFactors, float, float]:
@@ -49,23 +49,26 @@ def _exact(delta: Tensor, rank: int) -> tuple[LoraFactors, float, float]:
 def _randomised(delta: Tensor, rank: int) -> tuple[LoraFactors, float, float]:
     """Randomised range finder with subspace iteration (Halko, Martinsson, Tropp, arXiv 0909.4061, Algorithm 4.4).
 
-    From a seeded start, each pass multiplies by ΔW ΔWᵀ; the last is the one that gained less than GAIN of what it discards.
+    From a seeded start, ΔW and ΔWᵀ are multiplied by what the other gave, made orthonormal, until a product captures hardly
+    more energy than the one before.
     """
     width = min(rank + OVERSAMPLING, *delta.shape)
     start = torch.randn(delta.shape[1], width, generator=seeded_generator(0, "range finder"))
     whole = torch.linalg.vector_norm(delta).item() ** 2
-    right = start.to(delta)  # (in, width)
-    kept = 0.0
-    for _ in range(PASSES):
-        Q_out = torch.linalg.qr(delta @ right).Q  # (out, width)
-        right, R = torch.linalg.qr(delta.T @ Q_out)  # ΔWᵀ Q_out: the update within the range found, (in, width) and its core
-        U, S, Vh = torch.linalg.svd(R.T)
+    basis, X = torch.linalg.qr(start.to(delta)).Q, delta
+    kept, products = 0.0, 0
+    while True:
+        Q, R = torch.linalg.qr(X @ basis)  # within the basis, X is Q R basisᵀ
+        U, S, Vh = torch.linalg.svd(R)
+        products += 1
         before, kept = kept, S[:rank].double().square().sum().item()
-        if kept - before <= max(GAIN * (whole - kept), torch.finfo(torch.float32).eps * whole):
+        if kept - before <= max(GAIN * (whole - kept), torch.finfo(torch.float32).eps * whole) or products == PRODUCTS:
             break
+        basis, X = Q, X.T
     root = S[:rank].sqrt()
-    factors = LoraFactors((root[:, None] * (right @ Vh[:rank].T).T).cpu(), (Q_out @ U[:, :rank] * root).cpu())
-    return factors, max(whole - kept, 0.0), whole
+    left, right = Q @ U[:, :rank] * root, root[:, None] * (Vh[:rank] @ basis.T)
+    A, B = (right, left) if products % 2 else (left.T, right.T)  # X was ΔW, or ΔWᵀ
+    return LoraFactors(A.cpu().contiguous(), B.cpu().contiguous()), max(whole - kept, 0.0), whole
 
 
 def truncate(factors: LoraFactors, rank: int) -> tuple[LoraFactors, float, float]:

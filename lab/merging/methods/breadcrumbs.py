@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from lab.merging.pruning import CHUNK, Density, largest
+from lab.merging.pruning import CHUNK, Density, keep_count
 from lab.merging.registry import Range, merge_method
 
 
@@ -30,13 +30,12 @@ def breadcrumbs(
 
 
 def _middle(delta: Tensor, density: float, gamma: float) -> Tensor:
-    entries = delta.reshape(-1)
-    count = int(density * len(entries))
-    outliers = min(int(gamma * len(entries)), len(entries) - count)
-    if len(entries) <= CHUNK:  # sorting decides between equal ones
-        kept = torch.zeros(len(entries), dtype=torch.bool, device=entries.device)
-        kept[entries.abs().argsort(descending=True)[outliers : outliers + count]] = True
-    else:
-        kept = largest(entries, outliers + count)
-        kept ^= largest(entries, outliers)
-    return torch.where(kept, entries, 0).view_as(delta)
+    count = int(density * delta.numel())
+    outliers = min(int(gamma * delta.numel()), delta.numel() - count)
+    if delta.numel() > CHUNK:
+        return keep_count(delta, outliers + count).sub_(keep_count(delta, outliers))
+    entries = delta.flatten()
+    chosen = entries.abs().argsort(descending=True)[outliers : outliers + count]
+    pruned = torch.zeros_like(entries)
+    pruned[chosen] = entries[chosen]
+    return pruned.view_as(delta)

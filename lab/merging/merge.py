@@ -37,8 +37,8 @@ def merge(
     r). on_module: told each module's name when it is merged. The result's recipe holds method, parameters,
     weights (or alphas and the coefficients that they are), inputs, the rank asked for and, where something was
     cut, `discarded_energy`: the share of Σ‖ΔW‖² that is lost, in all and per module; and `truncation`: how many
-    modules a dense update was cut in exactly, and in how many by a randomised range finder. Dense updates are
-    computed on the GPU where there is one; the result is on the CPU.
+    modules were cut exactly, and how many by a randomised range finder. Dense updates are computed on the GPU
+    where there is one; the result is on the CPU.
 
     Raises LabError for a learned method or router, adapters that do not fit together, bad weights, alphas,
     parameters or rank.

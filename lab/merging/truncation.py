@@ -54,7 +54,7 @@ def _randomised(delta: Tensor, rank: int) -> tuple[LoraFactors, float, float]:
     """
     width = min(rank + OVERSAMPLING, *delta.shape)
     start = torch.randn(delta.shape[1], width, generator=seeded_generator(0, "range finder"))
-    whole = torch.linalg.vector_norm(delta).item() ** 2
+    whole = torch.linalg.vector_norm(delta, dim=1).double().square().sum().item()
     basis, X = torch.linalg.qr(start.to(delta)).Q, delta
     kept, products = 0.0, 0
     while True:

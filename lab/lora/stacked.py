@@ -9,7 +9,9 @@ so that nothing as wide as the layer is made beside it.
 """
 
 import contextlib
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -42,9 +44,10 @@ class StackedLinear(nn.Module):
         B = torch.cat(
             [f.scaling * f.B for f in present] or [torch.zeros(out_features, 0)], dim=1
         )  # (out, Σr)
-        ranks = torch.tensor([0 if f is None else f.rank for f in factors])
+        ranks = [0 if f is None else f.rank for f in factors]
+        self.starts = list(itertools.accumulate(ranks, initial=0))  # of each skill's ranks in the stacked factors
         spread = torch.repeat_interleave(
-            torch.eye(len(factors)), ranks, dim=1
+            torch.eye(len(factors)), torch.tensor(ranks), dim=1
         )  # (skills, Σr), one-hot columns
         # Not persistent: the state of the attached model is that of the base.
         self.register_buffer("A_cat", A.to(weight.device, dtype), persistent=False)
@@ -67,6 +70,13 @@ class StackedLinear(nn.Module):
             W = self.weight if is_conv1d(self.base) else self.weight.T
             return _Stacked.apply(x.to(dtype), *skills, W, self.bias)
         return self.base(x) + _Stacked.apply(x.to(dtype), *skills, None, None)
+
+    def within(self, skill: int, factors: LoraFactors) -> LoraFactors:
+        """A skill's factors as views of the stacked ones, each where that holds the very same numbers."""
+        ranks = slice(self.starts[skill], self.starts[skill + 1])
+        A, B = self.A_cat[ranks], self.B_cat[:, ranks]
+        same = A.dtype == factors.A.dtype and A.device == factors.A.device
+        return LoraFactors(A if same else factors.A, B if same and factors.scaling == 1 else factors.B, factors.scaling)
 
     @property
     def weight(self) -> Tensor:
@@ -153,12 +163,12 @@ class Stack:
     """Adapters attached to a base model; made by `attach`, undone by `detach` (or as a context manager).
 
     skills: adapter names, in the order given. modules: the union of their modules, in natural order.
-    layers: StackedLinear by module name. adapters: the adapters themselves.
+    layers: StackedLinear by module name. adapters: the adapters, their factors in the stack's own memory where dtype, device
+    and (for B) a scaling of 1 allow: who lets go of the given ones holds them once.
     """
 
     def __init__(self, model: nn.Module, adapters: Sequence[LoraAdapter]):
         self.model = model
-        self.adapters = tuple(adapters)
         self.skills = tuple(adapter.name for adapter in adapters)
         self.modules = tuple(module_names(adapters))
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -167,6 +177,10 @@ class Stack:
         for module in self.modules:
             layer = StackedLinear(model.get_submodule(module), [a.modules.get(module) for a in adapters])
             self.layers[module] = layer.train(model.training)
+        self.adapters = tuple(
+            dataclasses.replace(a, modules={m: self.layers[m].within(skill, f) for m, f in a.modules.items()})
+            for skill, a in enumerate(adapters)
+        )
         model.requires_grad_(False)
         for module, layer in self.layers.items():
             _replace(model, module, layer)

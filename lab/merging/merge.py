@@ -162,7 +162,8 @@ def _merge_module(
     absent = LoraFactors(torch.zeros(0, in_features), torch.zeros(out_features, 0))
     factors = [adapter.modules.get(module, absent) for adapter in adapters]
     if method.kind == "delta":
-        return method.function(_deltas(factors), weights, **parameters)
+        deltas = _deltas(factors)
+        return method.function(deltas, weights.to(deltas.device), **parameters)
     A, B = [f.A for f in factors], [f.B for f in factors]
     scalings = [f.scaling for f in factors]
     if method.kind == "raw factors":

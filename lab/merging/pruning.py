@@ -105,7 +105,7 @@ def elect_and_merge(deltas: Tensor, weights: Tensor, *, normalize: bool) -> Tens
     the skills of that sign, zeros abstaining. normalize: divide by their Σ|w_i|. mergekit divides by Σ w_i,
     which turns a skill of negative weight positive again.
     """
-    entries, weights = deltas.reshape(len(deltas), -1), weights.to(deltas.device)[:, None]
+    entries, weights = deltas.reshape(len(deltas), -1), weights[:, None]
     merged = torch.empty(deltas.shape[1:], dtype=torch.promote_types(deltas.dtype, weights.dtype), device=deltas.device)
     one = merged.new_ones(())
     for part in chunks(entries.shape[1]):

@@ -26,7 +26,7 @@ def breadcrumbs(
     int(density·n) entries are kept: the int(gamma·n) largest go first (fewer when density leaves less room),
     then the smallest. Nothing is rescaled. deltas: (skills, out, in). Returns (out, in).
     """
-    return torch.einsum("k,koi->oi", weights.to(deltas.device), torch.stack([_middle(d, density, gamma) for d in deltas]))
+    return torch.einsum("k,koi->oi", weights, torch.stack([_middle(d, density, gamma) for d in deltas]))
 
 
 def _middle(delta: Tensor, density: float, gamma: float) -> Tensor:

@@ -18,7 +18,7 @@ def dare_linear(
     Survivors are divided by `density`, as in the paper (mergekit rescales to the old L1 norm instead, which
     is unbiased only on average over entries). deltas: (skills, out, in). Returns (out, in).
     """
-    return torch.einsum("k,koi->oi", weights.to(deltas.device), drop_randomly(deltas, density, generator))
+    return torch.einsum("k,koi->oi", weights, drop_randomly(deltas, density, generator))
 
 
 @merge_method(label="DARE + TIES", paper=DARE, formula="Σ w_i (m_i ⊙ ΔW_i)/density over elected signs, w = 1/k")

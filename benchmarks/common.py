@@ -106,11 +106,15 @@ def _wait(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes held before the run, bytes at its peak (both above an empty process), its seconds and its result."""
+    """Bytes held before the run, bytes at its peak (both above an empty process), its seconds and its result.
+
+    processor: seconds of processor time, of all threads together: steadier than the clock's where others work beside.
+    """
 
     held: int
     peak: int
     seconds: float
+    processor: float
     result: object
 
 
@@ -126,10 +130,11 @@ def measure_alone(build: Callable[[], Variant], device: torch.device) -> Usage:
         run = build()
         held = torch.cuda.memory_allocated() - before
         torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         result = run()
         torch.cuda.synchronize()
-        return Usage(held, torch.cuda.max_memory_allocated() - before, time.perf_counter() - start, result)
+        seconds, processor = time.perf_counter() - start, time.process_time() - processor
+        return Usage(held, torch.cuda.max_memory_allocated() - before, seconds, processor, result)
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_measure_here, args=(build, sender))
@@ -154,10 +159,10 @@ def _measure_here(build: Callable[[], Variant], sender) -> None:
         reset = Path("/proc/self/clear_refs")
         if reset.exists():
             reset.write_text("5")  # the peak starts again from what is held
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         result = run()
-        seconds = time.perf_counter() - start
-        sender.send(Usage(held, _resident("VmHWM") - before, seconds, result))
+        seconds, processor = time.perf_counter() - start, time.process_time() - processor
+        sender.send(Usage(held, _resident("VmHWM") - before, seconds, processor, result))
     except Exception as error:  # raised again by the parent
         sender.send(error)
 

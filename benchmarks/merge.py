@@ -5,12 +5,14 @@
 Ours are whole calls of `lab.merging.merge`, records and hashes included; PEFT's are whole calls of
 `add_weighted_adapter` on a model whose base weights take no memory. Every run has a process of its own.
 
-Methods that prune ΔW give a full-rank result, whose factoring takes many seconds a module: they are measured once, on
-one q_proj and one up_proj, and counted for all (down_proj has as many elements as up_proj). PEFT's `svd` and the dense
+Methods that prune ΔW work on whole matrices: they are measured once, on one q_proj and one up_proj, and counted for all
+(down_proj has as many elements as up_proj). TIES is measured without the truncation too ("lab, uncut"), beside the same
+computation by mergekit's functions, where mergekit is installed. PEFT's `svd` and the dense
 torch.linalg.svd are measured once, on one q_proj, and counted for every module, which is less than they would take,
 since up_proj and down_proj are larger. The column "measured modules" says so.
 """
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter
-from lab.merging import METHODS, get_method, merge, schema
+from lab.merging import METHODS, get_method, merge, merge_full_rank, schema
 
 # What PEFT calls the same computation. Its DARE draws other masks, so that those results cannot be compared.
 PEFT_TYPES = {
@@ -35,6 +37,7 @@ PEFT_TYPES = {
 SVD_FAMILY = ("svd", "knots", "core_space", "tsv", "iso_c", "pico")
 WEIGHTS = [0.5, 0.5]
 Probe = dict[str, list[float]]  # ΔW x for a fixed x, by module of the first layer
+UNCUT = "lab, uncut"
 SQUARE, WIDE = "layers.0.q_proj", "layers.0.up_proj"
 
 
@@ -67,6 +70,30 @@ def merge_peft(name: str, model, skills: Sequence[str], modules: Iterable[str]) 
     return probe(A, B)
 
 
+def ties_uncut(adapters: Sequence[LoraAdapter]) -> Probe:
+    updates = merge_full_rank("ties", adapters, WEIGHTS).modules
+    return {m: (update.delta_weight() @ torch.linspace(-1, 1, update.shape[1])).tolist() for m, update in updates.items()}
+
+
+def ties_mergekit(adapters: Sequence[LoraAdapter]) -> Probe:
+    """As mergekit's `ties` with `normalize`: its own functions, on the same updates."""
+    from mergekit.merge_methods.generalized_task_arithmetic import get_mask
+    from mergekit.sparsify import SparsificationMethod, sparsify
+
+    density = {parameter.name: parameter.default for parameter in schema("ties")}["density"]
+    merged = {}
+    for module in adapters[0].modules:
+        deltas = [adapter.delta_weight(module) for adapter in adapters]
+        deltas = torch.stack([sparsify(d, density=density, method=SparsificationMethod.magnitude) for d in deltas])
+        weights = torch.tensor(WEIGHTS)[:, None, None]
+        deltas *= weights
+        mask = get_mask(deltas, method="sum", mask_dtype=deltas.dtype)
+        divisor = (weights * mask).sum(0)
+        divisor[divisor == 0] = 1
+        merged[module] = (deltas * mask).sum(0) / divisor
+    return {m: (update @ torch.linspace(-1, 1, update.shape[1])).tolist() for m, update in merged.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = common.arguments(__doc__.partition("\n")[0])
     parser.add_argument("--methods", nargs="+", default=static_methods(), metavar="METHOD", help="some of ours")
@@ -82,6 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.quick:
         options.hidden, options.layers, options.rank, options.rounds = 64, 1, 2, 1
     device = torch.device("cpu")
+    mergekit = importlib.util.find_spec("mergekit") is not None
+    if "ties" in options.methods and not mergekit:
+        print("mergekit is not installed: its ties is left out.", file=sys.stderr)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # here; the runs, in processes forked from this one, have them all
 
@@ -114,6 +144,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if get_method(name).kind == "delta":
             times = ((SQUARE, squares), (WIDE, count - squares))
             sampled[name, "lab"] = [(lambda n=name, m=m: merge_ours(n, one[m]), number) for m, number in times]
+            if name == "ties":
+                sampled[name, UNCUT] = [(lambda m=m: ties_uncut(one[m]), number) for m, number in times]
+            if name == "ties" and mergekit:
+                sampled[name, "mergekit"] = [(lambda m=m: ties_mergekit(one[m]), number) for m, number in times]
             continue
         whole[name, "lab"] = lambda n=name: merge_ours(n, adapters)
         if name == "svd":
@@ -127,14 +161,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for _ in range(options.rounds):
         for key, run in whole.items():
             usages[key].append(alone(run))
-    seconds, peaks, measured, results = {}, {}, {}, {}
+    seconds, processor, peaks, measured, results = {}, {}, {}, {}, {}
     for key, runs in usages.items():
         seconds[key] = common.timing([usage.seconds for usage in runs])
+        processor[key] = common.timing([usage.processor for usage in runs])
         peaks[key], measured[key] = max(usage.peak for usage in runs), count
         results[key] = runs[0].result
     for key, parts in sampled.items():
         runs = [(alone(run), number) for run, number in parts]
         seconds[key] = common.timing([sum(usage.seconds * number for usage, number in runs)])
+        processor[key] = common.timing([sum(usage.processor * number for usage, number in runs)])
         peaks[key], measured[key] = max(usage.peak for usage, _ in runs), len(parts)
         results[key] = runs[0][0].result
     print(file=sys.stderr)
@@ -145,6 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not all(0 < torch.tensor(values).norm() < torch.inf for values in result.values()):
             raise LabError(f"{' of '.join(key)} gave NaN, infinite values or nothing but zeros.")
     comparisons = [((n, "lab"), (n, "peft")) for n in PEFT_TYPES if n in options.methods and "dare" not in n]
+    if ("ties", "mergekit") in results:
+        comparisons.append((("ties", UNCUT), ("ties", "mergekit")))
     if "svd" in options.methods:
         comparisons.append((("svd", "lab"), ("torch.linalg.svd", "dense")))
     for one_key, other_key in comparisons:
@@ -155,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     rows = []
     for name in [*options.methods, "torch.linalg.svd"]:
-        for by in ("lab", "peft", "dense"):
+        for by in ("lab", UNCUT, "mergekit", "peft", "dense"):
             if (name, by) not in seconds:
                 continue
             median = seconds[name, by]["median s"]
@@ -163,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append(
                 {"method": name, "by": by, "measured modules": measured[name, by], f"s for {count}": median}
                 | {
+                    f"processor s for {count}": processor[name, by]["median s"],
                     "peak MB": common.megabytes(held + peaks[name, by]),
                     "faster than peft": theirs["median s"] / median if theirs and by == "lab" else None,
                     "faster than dense svd": dense["median s"] / median if name in SVD_FAMILY and by == "lab" else None,

@@ -78,8 +78,9 @@ def make_base_step(base: LlamaModel, tokens: int) -> Step:
 
 def make_stacked_step(base: LlamaModel, adapters: Sequence[LoraAdapter], tokens: int) -> Step:
     model = common.sharing(base)
-    coefficients = Coefficients(adapters, seed=0).to(next(base.parameters()).device)
-    attach(model, adapters).set_coefficients(coefficients)
+    stack = attach(model, adapters)
+    coefficients = Coefficients(stack.adapters, seed=0).to(next(base.parameters()).device)
+    stack.set_coefficients(coefficients)
     return Step(model, coefficients.raw, tokens)
 
 
@@ -220,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{options.layers} layers, {options.tokens} tokens, rank {options.rank}, {dtype}; "
             f"median of {options.rounds} rounds in turns.",
             "base: forward, and backward down to the outputs of the first layer's q/k/v (the floor).",
-            "held: base weights and factors (stacked: the adapters and their stacked copy); working: peak above it.",
+            "held: base weights and factors (stacked: in the stack, nobody holding the adapters beside it); working: peak above it.",
         ],
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig
 
 from lab.errors import LabError
 from lab.files import write_atomic
@@ -32,6 +31,8 @@ def generate(
     temperature 0 is greedy; otherwise each batch draws from its own seed. partial: a file that keeps finished batches, so that an
     interrupted call goes on. Each prompt begins with the beginning-of-text token, where the tokenizer has one, as in training.
     """
+    from transformers import GenerationConfig
+
     if any(not prompt for prompt in prompts):
         raise LabError("A prompt is empty; write something.")
     encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts are imported when they are asked for
 
 from lab.errors import LabError
 
@@ -73,7 +73,7 @@ def proportion_interval(successes: int, n: int) -> tuple[float, float]:
         raise LabError(
             f"{successes} successes of {n} is not a proportion; both must be counts and n at least 1."
         )
-    interval = stats.binomtest(int(successes), int(n)).proportion_ci(CONFIDENCE, method="wilson")
+    interval = scipy.stats.binomtest(int(successes), int(n)).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -111,13 +111,13 @@ def paired_test(
     wins, losses = int((per_problem > 0).sum()), int((per_problem < 0).sum())
     if len(difference) == 1 and _binary(both):
         test = "exact McNemar"
-        p_value = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+        p_value = scipy.stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     else:
         test = "paired permutation by problem"
         moved = per_problem[per_problem != 0]
         p_value = 1.0
         if len(moved) > 1:  # the sign of one can only be as extreme either way
-            p_value = stats.permutation_test(
+            p_value = scipy.stats.permutation_test(
                 (moved, np.zeros_like(moved)),
                 lambda x, y, axis: (x - y).sum(axis=axis),
                 permutation_type="samples",
@@ -218,6 +218,6 @@ def _estimate(table: np.ndarray, unscored: int, bounds: tuple[float, float]) -> 
         variance = total / (seeds * n)
         freedom = total**2 / below if below > 0 else n - 1
         method = "t over seeds and problems"
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * np.sqrt(variance))
+    half = float(scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * np.sqrt(variance))
     lowest, highest = bounds
     return Estimate(mean, max(lowest, mean - half), min(highest, mean + half), n, seeds, unscored, method)

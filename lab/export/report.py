@@ -6,19 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
 from lab.errors import LabError
-from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
+from lab.lora.adapter import LoraAdapter, module_names
 from lab.lora.base import base_folder, refuse_quantised, same_base
 from lab.lora.compatibility import compatibility_problems
 from lab.lora.peft_io import WEIGHTS, find_folder, load, read_config
-from lab.lora.stacked import attach
-from lab.merging import METHODS, build, merge, search
+from lab.merging import METHODS, merge, search
 from lab.merging.registry import Method
 
 GROUPS = ("static", "learned", "router")
@@ -218,8 +216,7 @@ def report(
     if problems:
         reasons = dict.fromkeys(METHODS, problems[0])
     else:
-        stand_ins = _stand_ins(adapters)
-        reasons = {name: _refusal(method, stand_ins) for name, method in METHODS.items()}
+        reasons = {name: _refusal(method, adapters) for name, method in METHODS.items()}
     methods = [MethodReport(name, group(METHODS[name]), reason) for name, reason in reasons.items()]
     methods.sort(key=lambda method: (GROUPS.index(method.group), method.name))
     return SetReport(described, tuple(fits), tuple(problems), tuple(methods))
@@ -294,54 +291,21 @@ def _fits(adapters: Sequence[LoraAdapter], base_model: nn.Module | None) -> list
     return lines
 
 
-def _stand_ins(adapters: Sequence[LoraAdapter]) -> list[LoraAdapter]:
-    """Adapters with the names and ranks of the given ones and one module for each pattern of ranks, thin and random.
-
-    What a method refuses depends on nothing else, so asking it with these gives its own words at no cost.
-    """
-    width = max(16, len(adapters))
-    patterns = {}
-    for module in module_names(adapters):
-        pattern = tuple(a.modules[module].rank if module in a.modules else 0 for a in adapters)
-        patterns.setdefault(pattern, module)
-    generator = torch.Generator().manual_seed(0)
-    made: list[dict[str, LoraFactors]] = [{} for _ in adapters]
-    for pattern, module in patterns.items():
-        for modules, rank in zip(made, pattern, strict=True):
-            if rank:
-                A = torch.randn(rank, width, generator=generator)
-                modules[module] = LoraFactors(A, torch.randn(width, rank, generator=generator))
-    return [replace(a, modules=modules, recipe={}) for a, modules in zip(adapters, made, strict=True)]
-
-
 def _refusal(method: Method, adapters: Sequence[LoraAdapter]) -> str:
+    """In the method's own words. Asked only where its limits are passed: it then refuses before any work."""
+    ranks = [{a.modules[m].rank for a in adapters if m in a.modules} for m in module_names(adapters)]
+    too_many = method.max_skills is not None and len(adapters) > method.max_skills
+    uneven = method.equal_ranks and any(len(found) > 1 for found in ranks)
     try:
         check_several(adapters)
-        if method.kind == "search":
-            search(method.name, adapters, lambda adapter: None, 1)
-        elif method.kind == "router" or method.recipe is not None:
-            build(method.name, attach(_skeleton(adapters), adapters))
-        else:
-            merge(method.name, adapters)
+        if too_many or uneven:
+            if method.kind == "search":
+                search(method.name, adapters, lambda adapter: None, 1)
+            else:
+                merge(method.name, adapters)
     except LabError as error:
         return str(error)
     return ""
-
-
-def _skeleton(adapters: Sequence[LoraAdapter]) -> nn.Module:
-    """A model that has the adapters' modules and nothing else; it cannot run."""
-    model = nn.Module()
-    model.config = SimpleNamespace(hidden_size=1)
-    for adapter in adapters:
-        for module, factors in adapter.modules.items():
-            *parents, last = module.split(".")
-            place = model
-            for name in parents:
-                if not hasattr(place, name):
-                    place.add_module(name, nn.Module())
-                place = getattr(place, name)
-            place.add_module(last, nn.Linear(factors.shape[1], factors.shape[0], bias=False))
-    return model
 
 
 def _extremes(values) -> Span:

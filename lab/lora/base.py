@@ -4,10 +4,8 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx2
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lab.errors import LabError
 from lab.files import PROJECT, content_hash
@@ -29,6 +27,8 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "float32
 
     Raises LabError when it is not there, is no causal language model, has only pickled weights, or cannot be reached.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
     folder, local = _place(source)
     if local:
         _check_folder(folder)
@@ -41,13 +41,13 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "float32
         raise LabError(f"The device is {device}, but no GPU is available here; choose cpu.")
     try:
         config = AutoConfig.from_pretrained(name, **options)
-    except _FAILURES as error:
+    except _failures() as error:
         raise _not_loaded(source, local, error) from error
     quantisation = refuse_quantised(config, source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True, **options)
-    except _FAILURES as error:
+    except _failures() as error:
         raise _not_loaded(source, local, error) from error
     if tokenizer.eos_token_id is None:
         raise LabError(f"The tokenizer of {source!r} has no end-of-text token; set one in its tokenizer_config.json.")
@@ -65,9 +65,11 @@ def check_base(source: str, *, folding: bool = False) -> None:
     folder, local = _place(source)
     if local:
         _check_folder(folder)
+    from transformers import AutoConfig
+
     try:
         config = AutoConfig.from_pretrained(folder if local else source)
-    except _FAILURES as error:
+    except _failures() as error:
         raise _not_loaded(source, local, error) from error
     refuse_quantised(config, source, folding=folding)
 
@@ -96,7 +98,10 @@ def refuse_quantised(config, source: str, *, folding: bool = False) -> str:
     return method
 
 
-_FAILURES = (OSError, ValueError, KeyError, SafetensorError, httpx2.HTTPError)
+def _failures() -> tuple[type[Exception], ...]:
+    import httpx2
+
+    return (OSError, ValueError, KeyError, SafetensorError, httpx2.HTTPError)
 
 
 def _not_loaded(source: str, local: bool, error: Exception) -> LabError:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, module_names, natural_order, some_of
@@ -13,9 +12,18 @@ def linear_shape(layer: nn.Module) -> tuple[int, int] | None:
     """(out, in) of an nn.Linear or a transformers Conv1D, None for any other module."""
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
-    if isinstance(layer, Conv1D):
+    if is_conv1d(layer):
         return layer.weight.shape[1], layer.weight.shape[0]
     return None
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether it is a transformers Conv1D, the linear layer of GPT-2, whose weight is (in, out)."""
+    if isinstance(layer, nn.Linear):
+        return False
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(layer, Conv1D)
 
 
 def compatibility_problems(adapters: Sequence[LoraAdapter], base_model: nn.Module | None = None) -> list[str]:

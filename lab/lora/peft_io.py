@@ -28,6 +28,13 @@ ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_l
 
 # Initialisations that change the base weight: the saved factors mean nothing on the original base.
 _MUTATING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Settings of PEFT that leave the update s·B·A, and of which nothing depends on another: PEFT, which takes seconds to import, is asked
+# about the others only.
+_PLAIN_SETTINGS = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
+    "target_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "init_lora_weights", "rank_pattern",
+    "alpha_pattern", "megatron_core", "qalora_group_size",
+}  # fmt: skip
 # Settings besides PEFT's own "is_lora_variant" fields that make the update something else than s·B·A on known
 # modules.
 _REFUSED_SETTINGS = {
@@ -151,8 +158,6 @@ def read_config(folder: Path) -> dict:
 
 def refuse_variants(config: Mapping, where: str) -> None:
     """Raise LabError, naming the variant, when a PEFT config describes anything but plain LoRA factors."""
-    from peft import LoraConfig
-
     def refuse(variant: str):
         raise LabError(
             f"{where} uses {variant}, which plain LoRA factors cannot represent; give a plain LoRA adapter."
@@ -164,13 +169,15 @@ def refuse_variants(config: Mapping, where: str) -> None:
     task = config.get("task_type")
     if task not in (None, "CAUSAL_LM"):
         raise LabError(f"{where} is an adapter for {_brief(task)}, not for a causal language model; give one of task_type CAUSAL_LM.")
-    known = {f.name: f for f in dataclasses.fields(LoraConfig)}
     for setting, value in config.items():
-        if not value or setting in _HARMLESS_SETTINGS:
+        if not value or setting in _PLAIN_SETTINGS or setting in _HARMLESS_SETTINGS:
             continue
         if setting in _REFUSED_SETTINGS:
             refuse(_REFUSED_SETTINGS[setting])
-        elif setting not in known:
+        from peft import LoraConfig
+
+        known = {f.name: f for f in dataclasses.fields(LoraConfig)}
+        if setting not in known:
             refuse(f"the setting {_shortened(setting)!r} (not known to the installed PEFT)")
         elif known[setting].metadata.get("is_lora_variant"):
             refuse(_VARIANT_NAMES.get(setting, setting))
@@ -187,13 +194,15 @@ def refuse_variants(config: Mapping, where: str) -> None:
 
 def _check_settings(config: Mapping, where: str) -> None:
     """Raise LabError for a setting of another kind than PEFT writes: what PEFT makes of it is nobody's intention."""
-    from peft import LoraConfig
-
     for setting, (fits, wanted) in _KINDS.items():
         if setting in config and not fits(config[setting]):
             raise LabError(f"{where} gives {_brief(config[setting])} as {setting}, not {wanted}; export the adapter again.")
     if not config.get("target_modules"):
         raise LabError(f"{where} states no target_modules, so it is not known which factors it means; export the adapter again.")
+    if not {setting for setting, value in config.items() if value} - _PLAIN_SETTINGS - _HARMLESS_SETTINGS:
+        return
+    from peft import LoraConfig
+
     known = {f.name for f in dataclasses.fields(LoraConfig)} - _HARMLESS_SETTINGS
     settings = {name: value for name, value in config.items() if name in known}
     try:

@@ -9,17 +9,19 @@ so that nothing as wide as the layer is made beside it.
 """
 
 import contextlib
+import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.pytorch_utils import Conv1D
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
-from lab.lora.compatibility import check_compatible, linear_shape
+from lab.lora.compatibility import check_compatible, is_conv1d, linear_shape
 
 Coefficient = Tensor | Callable[[Tensor], Tensor]
 
@@ -43,9 +45,10 @@ class StackedLinear(nn.Module):
         B = torch.cat(
             [f.scaling * f.B for f in present] or [torch.zeros(out_features, 0)], dim=1
         )  # (out, Σr)
-        ranks = torch.tensor([0 if f is None else f.rank for f in factors])
+        ranks = [0 if f is None else f.rank for f in factors]
+        self.starts = list(itertools.accumulate(ranks, initial=0))  # of each skill's ranks in the stacked factors
         spread = torch.repeat_interleave(
-            torch.eye(len(factors)), ranks, dim=1
+            torch.eye(len(factors)), torch.tensor(ranks), dim=1
         )  # (skills, Σr), one-hot columns
         # Not persistent: the state of the attached model is that of the base.
         self.register_buffer("A_cat", A.to(weight.device, dtype), persistent=False)
@@ -65,9 +68,16 @@ class StackedLinear(nn.Module):
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
         skills = (c, self.spread, self.A_cat, self.B_cat)
         if _is_plain(self.base) and (autocast or dtype == self.weight.dtype):
-            W = self.weight if isinstance(self.base, Conv1D) else self.weight.T
+            W = self.weight if is_conv1d(self.base) else self.weight.T
             return _Stacked.apply(x.to(dtype), *skills, W, self.bias)
         return self.base(x) + _Stacked.apply(x.to(dtype), *skills, None, None)
+
+    def within(self, skill: int, factors: LoraFactors) -> LoraFactors:
+        """A skill's factors as views of the stacked ones, each where that holds the very same numbers."""
+        ranks = slice(self.starts[skill], self.starts[skill + 1])
+        A, B = self.A_cat[ranks], self.B_cat[:, ranks]
+        same = A.dtype == factors.A.dtype and A.device == factors.A.device
+        return LoraFactors(A if same else factors.A, B if same and factors.scaling == 1 else factors.B, factors.scaling)
 
     @property
     def weight(self) -> Tensor:
@@ -82,7 +92,7 @@ class StackedLinear(nn.Module):
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer is x W + b with frozen W and b and nothing else: not quantised, sharded, offloaded or hooked."""
     return (
-        type(layer) in (nn.Linear, Conv1D)
+        _is_plain_class(type(layer))
         and type(layer.weight) is nn.Parameter
         and not layer.weight.requires_grad
         and not (layer.bias is not None and layer.bias.requires_grad)
@@ -90,6 +100,15 @@ def _is_plain(layer: nn.Module) -> bool:
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not (layer._backward_hooks or layer._backward_pre_hooks)
     )
+
+
+@functools.cache
+def _is_plain_class(kind: type) -> bool:
+    if kind is nn.Linear:
+        return True
+    from transformers.pytorch_utils import Conv1D
+
+    return kind is Conv1D  # not one made from it, which may do anything
 
 
 class _Stacked(torch.autograd.Function):
@@ -145,12 +164,12 @@ class Stack:
     """Adapters attached to a base model; made by `attach`, undone by `detach` (or as a context manager).
 
     skills: adapter names, in the order given. modules: the union of their modules, in natural order.
-    layers: StackedLinear by module name. adapters: the adapters themselves.
+    layers: StackedLinear by module name. adapters: the adapters, their factors in the stack's own memory where dtype, device
+    and (for B) a scaling of 1 allow: who lets go of the given ones holds them once.
     """
 
     def __init__(self, model: nn.Module, adapters: Sequence[LoraAdapter]):
         self.model = model
-        self.adapters = tuple(adapters)
         self.skills = tuple(adapter.name for adapter in adapters)
         self.modules = tuple(module_names(adapters))
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -159,6 +178,10 @@ class Stack:
         for module in self.modules:
             layer = StackedLinear(model.get_submodule(module), [a.modules.get(module) for a in adapters])
             self.layers[module] = layer.train(model.training)
+        self.adapters = tuple(
+            dataclasses.replace(a, modules={m: self.layers[m].within(skill, f) for m, f in a.modules.items()})
+            for skill, a in enumerate(adapters)
+        )
         model.requires_grad_(False)
         for module, layer in self.layers.items():
             _replace(model, module, layer)

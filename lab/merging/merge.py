@@ -15,7 +15,7 @@ from lab.merging.alphas import Grid, alphas_record, parse_alphas
 from lab.merging.coefficients import concatenate
 from lab.merging.recipe import base_of, coefficient_record, inputs_of
 from lab.merging.registry import Method, complete_parameters, get_method, seeded_generator
-from lab.merging.truncation import factor_delta, truncate
+from lab.merging.truncation import factor_delta, is_exact, truncate
 
 ALPHAS = "cat_static"  # the method whose coefficients alphas are
 
@@ -37,7 +37,9 @@ def merge(
     rank: truncate every module to this rank (SVD); default what the method gives, at most Σr (`svd`: max
     r). on_module: told each module's name when it is merged. The result's recipe holds method, parameters,
     weights (or alphas and the coefficients that they are), inputs, the rank asked for and, where something was
-    cut, `discarded_energy`: the share of Σ‖ΔW‖² that is lost, in all and per module.
+    cut, `discarded_energy`: the share of Σ‖ΔW‖² that is lost, in all and per module; and `truncation`: how many
+    modules were cut exactly, and how many by a randomised range finder. Dense updates are computed on the GPU
+    where there is one; the result is on the CPU.
 
     Raises LabError for a learned method or router, adapters that do not fit together, bad weights, alphas,
     parameters or rank.
@@ -49,13 +51,14 @@ def merge(
         raise LabError(
             f"rank is {rank!r}; give a whole number from 1 to {ceiling}, the sum of the adapters' ranks."
         )
-    modules, discarded, energy = {}, {}, {}
+    modules, discarded, energy, randomised = {}, {}, {}, 0
     for module, update in full.modules.items():
         ranks = [adapter.modules[module].rank for adapter in adapters if module in adapter.modules]
         target = min(rank, sum(ranks)) if rank else default(ranks)
         result = update.compute()
         if isinstance(result, Tensor):
             modules[module], discarded[module], energy[module] = factor_delta(result, target)
+            randomised += not is_exact(result.shape)
         elif result.rank > target:
             modules[module], discarded[module], energy[module] = truncate(result, target)
         else:
@@ -68,6 +71,7 @@ def merge(
             "total": _share(sum(discarded.values()), sum(energy.values())),
             "modules": {module: _share(lost, energy[module]) for module, lost in discarded.items()},
         }
+        recipe["truncation"] = {"exact": len(discarded) - randomised, "randomised": randomised}
     return LoraAdapter(full.name, full.base, modules, recipe)
 
 
@@ -84,7 +88,7 @@ class FullRankUpdate:
     def delta_weight(self) -> Tensor:
         """The update, (out, in)."""
         result = self.compute()
-        return result if isinstance(result, Tensor) else result.delta_weight()
+        return result.cpu() if isinstance(result, Tensor) else result.delta_weight()
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +163,8 @@ def _merge_module(
     absent = LoraFactors(torch.zeros(0, in_features), torch.zeros(out_features, 0))
     factors = [adapter.modules.get(module, absent) for adapter in adapters]
     if method.kind == "delta":
-        return method.function(torch.stack([f.delta_weight() for f in factors]), weights, **parameters)
+        deltas = _deltas(factors)
+        return method.function(deltas, weights.to(deltas.device), **parameters)
     A, B = [f.A for f in factors], [f.B for f in factors]
     scalings = [f.scaling for f in factors]
     if method.kind == "raw factors":
@@ -168,6 +173,15 @@ def _merge_module(
     A = [root * a for root, a in zip(roots, A, strict=True)]
     B = [math.copysign(root, s) * b for root, s, b in zip(roots, scalings, B, strict=True)]
     return LoraFactors(*method.function(A, B, weights, **parameters))
+
+
+def _deltas(factors: Sequence[LoraFactors]) -> Tensor:
+    """The updates (skills, out, in), on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    deltas = torch.empty(len(factors), *factors[0].shape, device=device)
+    for delta, f in zip(deltas, factors, strict=True):
+        torch.mm(f.B.to(device), f.A.to(device), out=delta).mul_(f.scaling)
+    return deltas
 
 
 def _check_weights(method: Method, weights: Sequence[float] | None, k: int) -> Tensor:

@@ -3,8 +3,8 @@
 Its positional parameters say what kind of method it is:
 
 (deltas, weights) -> (out, in), kind "delta"
-    deltas (skills, out, in), scaling included, zeros where a skill lacks the module; weights (skills,).
-    The result is factored again by SVD.
+    deltas (skills, out, in), scaling included, zeros where a skill lacks the module; weights (skills,). Both
+    are on the GPU where there is one; a generator is the CPU's. The result is factored again by SVD.
 (A, B, weights) -> (A, B), kind "factors"
     A_i (r_i, in) and B_i (out, r_i) per skill, each carrying √scaling, so that B_i A_i is the delta weight;
     r_i = 0 where a skill lacks the module.

@@ -4,8 +4,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bm25s.stopwords import STOPWORDS_EN_PLUS
-
 from lab.errors import LabError
 from lab.evaluation.reading_scores import exact_match, score_reading, token_f1
 from lab.evaluation.scorers import Verdict
@@ -62,6 +60,8 @@ def key_words(question: str, answer: str) -> list[str]:
 
     Where the question has them all, every word with meaning is one.
     """
+    from bm25s.stopwords import STOPWORDS_EN_PLUS
+
     words = [word for word in _words(answer) if word not in STOPWORDS_EN_PLUS and (len(word) > 1 or word.isdigit())]
     return sorted(set(words) - set(_words(question)) or set(words) or set(_words(answer)))
 

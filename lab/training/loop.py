@@ -11,11 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import get_linear_schedule_with_warmup
 
 from lab.errors import LabError
 from lab.files import write_atomic
@@ -164,6 +161,10 @@ def fit(
     the run can be killed at any moment and continues exactly: weights, optimizer, random state and losses come back.
     `on_step(step, loss)` may return True to stop early, keeping what was learned.
     """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from transformers import get_linear_schedule_with_warmup
+
     torch.manual_seed(config.seed)
     AcceleratorState._reset_state(reset_partial_state=False)  # another precision than an earlier run of this process had
     accelerator = Accelerator(mixed_precision=config.precision)

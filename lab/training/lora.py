@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
 
 from lab.errors import LabError
 from lab.files import write_atomic
@@ -58,6 +57,8 @@ def train_lora(
     base: as the adapter names it. rank_factor: multiple of the rank and lora_alpha (data-mix takes k, paper Section 3.1). steps, batch_size: other
     than the training's. Beside the adapter: training.json with loss per step (nats per token) and seconds.
     """
+    from peft import LoraConfig, get_peft_model
+
     started = time.time()
     accumulation = 1 if batch_size else training.accumulation
     batch_size = batch_size or training.batch_size

@@ -42,6 +42,27 @@ def here(kept, tmp_path, monkeypatch):
     return tmp_path
 
 
+HEAVY = ("transformers", "peft", "accelerate", "scipy.linalg", "scipy.stats", "sklearn", "nevergrad", "pandas", "bm25s", "datasets")
+LOOK = """
+import sys
+from lab.cli.main import main
+code = main(sys.argv[1:])
+print(sorted(set({heavy}) & set(sys.modules)), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("command", [("methods",), ("inspect", "maths", "code")])
+def test_what_only_looks_starts_without_the_heavy_packages(here, command):
+    """Each of them takes longer to import than all of the lab."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK.format(heavy=HEAVY), *command], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+    )  # fmt: skip
+    assert done.returncode == 0 and "cat" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
 def rows_file(path, count=10):
     lines = [json.dumps({"prompt": f"Take {n}. Add 2.\n", "completion": f"total = {n} + 2"}) for n in range(count)]
     path.write_text("\n".join(lines) + "\n")

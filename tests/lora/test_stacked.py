@@ -3,6 +3,7 @@ restores.
 """
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -314,3 +315,21 @@ def test_generation_is_that_of_the_folded_model():
     for skill in adapters:
         fold(base, skill)
     assert torch.equal(live, base.generate(tokens(), max_new_tokens=8, do_sample=False, pad_token_id=0))
+
+
+def test_a_stack_holds_the_factors_once_and_they_are_the_same():
+    base = llama()
+    adapters = [
+        dataclasses.replace(a, modules={m: LoraFactors(f.A, f.B, scaling) for m, f in a.modules.items()})
+        for a, scaling in zip(three_skills(base), (1.0, 3.0, 1.0), strict=True)
+    ]
+    with attach(base, adapters) as stack:
+        assert [a.digest() for a in stack.adapters] == [a.digest() for a in adapters]
+        for adapter in stack.adapters:
+            for module, f in adapter.modules.items():
+                layer = stack.layers[module]
+                shared = [
+                    f.A.untyped_storage().data_ptr() == layer.A_cat.untyped_storage().data_ptr(),
+                    f.B.untyped_storage().data_ptr() == layer.B_cat.untyped_storage().data_ptr(),
+                ]
+                assert shared == [True, f.scaling == 1]

@@ -15,13 +15,14 @@ from peft.utils.merge_utils import random_pruning
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
 from lab.lora.peft_io import from_peft, to_peft
-from lab.merging import METHODS, factor_delta, merge, schema, seeded_generator
+from lab.merging import METHODS, factor_delta, merge, merge_full_rank, schema, seeded_generator
 from lab.merging.methods.breadcrumbs import breadcrumbs
 from lab.merging.methods.dare import dare_linear
 from lab.merging.methods.della import della
 from lab.merging.methods.factorwise import dare_linear_factors, linear_factors, ties_factors
 from lab.merging.methods.ties import ties
-from lab.merging.pruning import drop_randomly, elect_and_merge, keep_largest
+from lab.merging.pruning import CHUNK, drop_randomly, elect_and_merge, keep_largest
+from lab.merging.truncation import EXACT, is_exact
 from tests.merging.test_merging_cat import same_update, sets_of_adapters, weighted_sum
 from tests.tiny_models import adapter, llama, peft_model, three_skills, two_skills
 
@@ -432,6 +433,74 @@ def test_breadcrumbs_drops_the_largest_and_the_smallest(density, gamma, kept):
     assert torch.equal(merged[0, list(kept)], delta[0, list(kept)])
 
 
+# Large updates: thresholds without sorting, in chunks
+
+
+LARGE = (600, 500)
+assert LARGE[0] * LARGE[1] > 2 * CHUNK
+
+
+def many_equal(seed):
+    """Whole numbers, so that most entries have equals, many at any threshold; the last hundred rows are zeros."""
+    delta = torch.randint(-40, 41, LARGE, generator=generator(seed)).float()
+    delta[-100:] = 0
+    return delta
+
+
+def misleading():
+    """Every entry that a sample of every fifth one may see is tiny."""
+    delta = torch.randn(*LARGE, generator=generator(1))
+    delta.view(-1)[::5] *= 1e-6
+    return delta
+
+
+@pytest.mark.parametrize("delta", [torch.randn(*LARGE, generator=generator(3)), many_equal(4), misleading(), torch.zeros(LARGE)])
+@pytest.mark.parametrize("density", [0.0, 1e-5, 0.2, 0.77, 1.0])
+def test_a_large_update_keeps_its_largest_entries_of_equal_ones_the_first(delta, density):
+    entries = delta.flatten()
+    order = entries.abs().argsort(descending=True, stable=True)
+    expected = torch.zeros_like(entries)
+    kept = order[: int(density * len(entries))]
+    expected[kept] = entries[kept]
+    assert torch.equal(keep_largest(delta, density).flatten(), expected)
+    outliers = min(int(0.1 * len(entries)), len(entries) - len(kept))
+    expected = torch.zeros_like(entries)
+    middle = order[outliers : outliers + len(kept)]
+    expected[middle] = entries[middle]
+    assert torch.equal(breadcrumbs(delta[None], torch.ones(1), density=density, gamma=0.1).flatten(), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), LARGE])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_election_takes_per_entry_the_skills_of_the_heavier_sign(shape, normalize):
+    deltas = torch.stack([keep_largest(torch.randn(*shape, generator=generator(seed)), 0.6) for seed in range(3)])
+    weights = torch.tensor([0.5, -1.0, 0.75])
+    weighted = weights[:, None, None] * deltas
+    positive, negative = weighted.clamp(min=0).sum(0), weighted.clamp(max=0).sum(0)
+    up = weighted.sum(0) >= 0
+    expected = torch.where(up, positive, negative)
+    if normalize:
+        agree = torch.where(up, weighted > 0, weighted < 0)
+        expected /= (weights.abs()[:, None, None] * agree).sum(0).clamp(min=1e-9)
+    torch.testing.assert_close(elect_and_merge(deltas, weights, normalize=normalize), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_random_drops_are_those_of_bernoulli_in_any_size(dtype):
+    """Merges that are on record drew their masks so."""
+    deltas = torch.randn(2, *LARGE, generator=generator(1), dtype=dtype)
+    mask = torch.bernoulli(torch.full_like(deltas, 0.3), generator=generator(2))
+    assert torch.equal(drop_randomly(deltas, 0.3, generator(2)), deltas * mask / 0.3)
+
+
+@pytest.mark.parametrize("delta", [torch.randn(*LARGE, generator=generator(5)), many_equal(6)])
+def test_della_of_a_large_update_ranks_within_rows(delta):
+    keep = 0.5 - 0.15 + 0.3 * delta.abs().argsort(dim=1, stable=True).argsort(dim=1) / (LARGE[1] - 1)
+    expected = delta * torch.bernoulli(keep, generator=generator(7)) / keep
+    merged = della(delta[None], torch.ones(1), generator=generator(7))
+    torch.testing.assert_close(merged, expected)
+
+
 # Full-rank results
 
 
@@ -453,3 +522,68 @@ def test_factor_delta_of_low_rank_and_zero_updates_is_exact():
     low = torch.randn(20, 2, generator=generator(1)) @ torch.randn(2, 30, generator=generator(2))
     torch.testing.assert_close(factor_delta(low, 8)[0].delta_weight(), low, rtol=1e-5, atol=1e-5)
     assert factor_delta(torch.zeros(4, 3), 2)[0].delta_weight().norm() == 0
+
+
+WIDE = (EXACT + 90, EXACT + 250)
+
+
+def decaying(values):
+    """An update with these singular values."""
+    U, V = (torch.linalg.qr(torch.randn(n, len(values), generator=generator(n))).Q for n in WIDE)
+    return U * values @ V.T
+
+
+def pruned(method):
+    """The merge of two random adapters of rank 8 by a method whose result has full rank, untruncated."""
+    made = [
+        LoraAdapter(name, "", {"m": LoraFactors(torch.randn(8, WIDE[1], generator=g), torch.randn(WIDE[0], 8, generator=g))})
+        for name, g in (("a", generator(1)), ("b", generator(2)))
+    ]
+    return merge_full_rank(method, made).modules["m"].delta_weight()
+
+
+SPECTRA = {
+    "slow": lambda: decaying(torch.arange(1, 501).float() ** -0.5),
+    "power": lambda: decaying(torch.arange(1, 501).float() ** -1.5),
+    "exponential": lambda: decaying(0.8 ** torch.arange(500)),
+    "step": lambda: decaying(torch.cat([torch.ones(16), torch.full((300,), 0.01)])),
+    "noise": lambda: torch.randn(*WIDE, generator=generator(3)),
+    **{method: lambda method=method: pruned(method) for method in ("ties", "dare_linear", "dare_ties", "della", "breadcrumbs")},
+}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_a_large_update_loses_hardly_more_than_the_best_factors_would(spectrum, transposed):
+    delta = SPECTRA[spectrum]()
+    delta = delta.T if transposed else delta
+    assert not is_exact(delta.shape)
+    factors, lost, whole = factor_delta(delta, 16)
+    energies = torch.linalg.svdvals(delta.double()).square()
+    best = energies[16:].sum().item()
+    real = (delta.double() - factors.delta_weight().double()).square().sum().item()
+    assert best * (1 - 1e-6) <= real <= 1.01 * best
+    assert lost == pytest.approx(real, rel=1e-2, abs=1e-6 * whole) and whole == pytest.approx(energies.sum().item(), rel=1e-5)
+    assert factors.rank == 16
+    torch.testing.assert_close(factors.A.norm(dim=1), factors.B.norm(dim=0))
+    again = factor_delta(delta, 16)[0]
+    assert torch.equal(factors.A, again.A) and torch.equal(factors.B, again.B)
+
+
+def test_large_updates_of_low_rank_or_none_and_ranks_above_it():
+    low = torch.randn(WIDE[1], 3, generator=generator(1)) @ torch.randn(3, WIDE[1], generator=generator(2))
+    factors, lost, whole = factor_delta(low, 8)
+    torch.testing.assert_close(factors.delta_weight(), low, rtol=1e-4, atol=1e-4)
+    assert lost <= 1e-6 * whole
+    zero, lost, whole = factor_delta(torch.zeros(WIDE), 2)
+    assert zero.delta_weight().norm() == lost == whole == 0
+
+
+def test_the_recipe_tells_how_dense_updates_were_cut():
+    shapes = {"layers.0.small": (6, 5), "layers.0.large": (EXACT + 1, EXACT + 2)}
+    made = [
+        LoraAdapter(n, "", {m: LoraFactors(torch.randn(2, i, generator=g), torch.randn(o, 2, generator=g)) for m, (o, i) in shapes.items()})
+        for n, g in (("a", generator(1)), ("b", generator(2)))
+    ]
+    assert merge("dare_linear", made).recipe["truncation"] == {"exact": 1, "randomised": 1}
+    assert "truncation" not in merge("cat_static", made).recipe

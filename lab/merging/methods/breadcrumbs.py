@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from lab.merging.pruning import Density
+from lab.merging.pruning import CHUNK, Density, keep_count
 from lab.merging.registry import Range, merge_method
 
 
@@ -30,10 +30,12 @@ def breadcrumbs(
 
 
 def _middle(delta: Tensor, density: float, gamma: float) -> Tensor:
+    count = int(density * delta.numel())
+    outliers = min(int(gamma * delta.numel()), delta.numel() - count)
+    if delta.numel() > CHUNK:
+        return keep_count(delta, outliers + count).sub_(keep_count(delta, outliers))
     entries = delta.flatten()
-    kept = int(density * entries.numel())
-    outliers = min(int(gamma * entries.numel()), entries.numel() - kept)
-    chosen = entries.abs().argsort(descending=True)[outliers : outliers + kept]
+    chosen = entries.abs().argsort(descending=True)[outliers : outliers + count]
     pruned = torch.zeros_like(entries)
     pruned[chosen] = entries[chosen]
     return pruned.view_as(delta)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lab.errors import LabError
-from lab.merging.pruning import Density, Scale, elect_and_merge
+from lab.merging.pruning import CHUNK, Density, Scale, chunks, draw, elect_and_merge
 from lab.merging.registry import Range, merge_method
 
 Epsilon = Annotated[float, Range(0, 0.5), "half the spread of the keep probabilities within a row"]
@@ -40,10 +40,28 @@ def della(
                 f"choose a smaller epsilon."
             )
         deltas = torch.stack([_magprune(delta, density, epsilon, generator) for delta in deltas])
-    return scale * elect_and_merge(deltas if density else 0 * deltas, weights, normalize=True)
+    return elect_and_merge(deltas if density else 0 * deltas, weights, normalize=True).mul_(scale)
 
 
 def _magprune(delta: Tensor, density: float, epsilon: float, generator: torch.Generator) -> Tensor:
-    ranks = delta.abs().argsort(dim=1).argsort(dim=1)  # 0 for the smallest of a row
-    keep = density - epsilon + 2 * epsilon * ranks / max(delta.shape[1] - 1, 1)
-    return delta * torch.bernoulli(keep, generator=generator) / keep
+    pruned = torch.empty_like(delta)
+    width = delta.shape[1]
+    for rows in chunks(len(delta), max(1, CHUNK // max(width, 1))):
+        keep = density - epsilon + 2 * epsilon * _ranks(delta[rows], delta.numel()) / max(width - 1, 1)
+        pruned[rows] = delta[rows] * (draw(keep, generator) < keep) / keep
+    return pruned
+
+
+def _ranks(rows: Tensor, size: int) -> Tensor:
+    """The place of each entry among its row's by magnitude, 0 for the smallest; of equal ones the first is the smaller.
+
+    size: entries of the whole matrix. Up to CHUNK of them, where nothing is gained, argsort decides between equal ones.
+    """
+    magnitudes = rows.abs()
+    if size <= CHUNK:
+        return magnitudes.argsort(dim=1).argsort(dim=1)
+    # Row and magnitude (the bits of a positive fp32 rise with it) in one whole number each, which torch sorts by radix.
+    number = torch.arange(len(rows), device=rows.device)[:, None]
+    order = (number << 31 | magnitudes.float().view(torch.int32)).flatten().sort(stable=True).indices
+    places = torch.arange(rows.shape[1], device=rows.device).repeat(len(rows))
+    return torch.empty_like(places).scatter_(0, order, places).view(rows.shape)

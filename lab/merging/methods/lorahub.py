@@ -43,12 +43,12 @@ def lorahub(
 
     Raises LabError when the skills' ranks differ and semantics is "factors".
     """
-    import nevergrad as ng  # takes seconds, and only this method needs it
-    import numpy as np
-
     adapters = sorted(adapters, key=lambda adapter: adapter.name)
     k = len(adapters)
     weighted(adapters, torch.zeros(k), semantics)  # refuses what does not fit before any work
+    import nevergrad as ng  # takes seconds, and only this method needs it
+    import numpy as np
+
     space = ng.p.Array(init=np.zeros(k), lower=np.full(k, -BOUND), upper=np.full(k, BOUND))
     space.random_state = np.random.RandomState(seed)
     search = ng.optimizers.NGOpt(parametrization=space, budget=steps)

@@ -20,4 +20,4 @@ def ties(deltas: Tensor, weights: Tensor, *, density: Density = 0.2, scale: Scal
     deltas: (skills, out, in). Returns (out, in).
     """
     trimmed = torch.stack([keep_largest(delta, density) for delta in deltas])
-    return scale * elect_and_merge(trimmed, weights, normalize=True)
+    return elect_and_merge(trimmed, weights, normalize=True).mul_(scale)

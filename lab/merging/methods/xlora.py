@@ -1,16 +1,18 @@
 """X-LoRA: a classifier on the base model's last hidden state scales the skills per token (arXiv 2402.07148; PEFT)."""
 
 import weakref
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from lab.errors import LabError
 from lab.lora.stacked import Stack
 from lab.merging.registry import Range, Recipe, merge_method, seeded_generator
 from lab.merging.routing import Router, start_rows, token_scores
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 _SEEN_BY_THE_BASE = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
 
@@ -71,6 +73,8 @@ class xlora(Router):
         return self.softmax(index, scores / self.temperature, self.top_k)
 
     def _scaling_pass(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        from transformers import DynamicCache
+
         if args:
             args, kwargs = args[1:], {"input_ids": args[0], **kwargs}
         use_cache = kwargs.get("use_cache")
@@ -88,7 +92,9 @@ class xlora(Router):
         self._scores = scores.unflatten(-1, self.bias.shape)
         return args, kwargs
 
-    def _base_cache(self, model: nn.Module, cache: object) -> DynamicCache | None:
+    def _base_cache(self, model: nn.Module, cache: object) -> "DynamicCache | None":
+        from transformers import DynamicCache
+
         if cache is None:
             return None
         if cache not in self._base_caches:

@@ -259,7 +259,7 @@ BAD_ARGUMENTS = {
     "are required: --method": ["merge", "maths", "code", "--out", "out"],
     "cat learns its coefficients": ["merge", "maths", "code", "--method", "cat", "--out", "out"],
     "moe routes per token": ["merge", "maths", "code", "--method", "moe", "--out", "out"],
-    "nowhere is not there": [*MERGE, "--fold-into", "./nowhere"],
+    "base model folder nowhere does not exist": [*MERGE, "--fold-into", "./nowhere"],
     "leave out --pad-to-rank": [*MERGE, "--fold-into", "./nowhere", "--pad-to-rank", "8"],
     "nowhere is not a folder": ["merge", "maths", "./nowhere", "--method", "ties", "--out", "out"],
     "maths exists already": ["merge", "maths", "code", "--method", "ties", "--out", "maths"],

@@ -6,13 +6,16 @@ How well that holds is measured, not assumed: `isolation_level()` tries to break
 blocked. A layer that was there then and cannot be applied later gives 'unscored': no program ever runs less
 confined than was reported.
 
-A program may see the names and sizes of files (never their content), and may use CPU and memory up to its
-limits.
+A program may import the standard library and the packages in OFFERED, as far as they are installed. It may see the
+names and sizes of files (never their content), and may use CPU and memory up to its limits. What it returns it may choose
+freely; that it ended, in time and by itself, it cannot feign.
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
+import importlib.machinery
 import json
 import os
 import signal
@@ -28,6 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import LabError
+
+OFFERED = ("numpy", "sympy", "mpmath")  # beside the standard library; sympy needs mpmath
 
 _LAUNCHER = Path(__file__).with_name("_launcher.py")
 _LAYERS = ("namespaces", "landlock", "seccomp")
@@ -51,10 +56,14 @@ def solution():
         with socket.socket(socket.AF_INET, kind) as client:
             client.connect(("127.0.0.1", {port}))
             client.send(b"x")
+    def send_to_path():
+        for client in socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM):
+            client.sendto(b"x", {path!r})
     return [
         attempt(lambda: open({secret!r}).read()),
         attempt(lambda: open({secret!r} + ".new", "w")) or attempt(lambda: os.chmod({secret!r}, 0o644)),
-        attempt(lambda: connect(socket.SOCK_STREAM)) or attempt(lambda: connect(socket.SOCK_DGRAM)),
+        attempt(lambda: connect(socket.SOCK_STREAM)) or attempt(lambda: connect(socket.SOCK_DGRAM))
+        or attempt(send_to_path),
         attempt(fork),
         attempt(lambda: os.kill({parent}, 0)),
     ]
@@ -92,10 +101,12 @@ class Limits:
 class Outcome:
     """What became of one program.
 
-    status: 'ok' | 'syntax error' | 'raised' | 'timed out' | 'no code' (blank, or no solution()) | 'unscored'
-    (the sandbox failed). value: for 'ok', repr of the returned numbers, strings, booleans, None and
-    containers of them, sets sorted; Decimal and Fraction as floats; `<type>` for anything else. message: one
-    line for the other statuses. seconds: wall time of the program.
+    status: 'ok' | 'syntax error' | 'raised' | 'module not offered' (it stopped for want of a module, see OFFERED) |
+    'not permitted' (it stopped for want of a file, call or thread that the sandbox refuses) | 'timed out' | 'no code'
+    (blank, or no solution()) | 'unscored' (the sandbox failed). value: for 'ok', repr of the returned numbers, strings,
+    booleans, None and containers of them, sets sorted; Decimal, Fraction and numbers of numpy and sympy as Python's
+    numbers, arrays as lists; `<type>` for anything else. message: one line for the other statuses. seconds: wall time of
+    the program.
     """
 
     status: str
@@ -189,13 +200,21 @@ def isolation_level() -> Isolation:
 
 @functools.cache
 def _probe(layers: tuple[str, ...] = _LAYERS) -> Isolation:
-    with tempfile.TemporaryDirectory(prefix="sandbox-probe-") as folder, socket.socket() as listener:
+    with (
+        tempfile.TemporaryDirectory(prefix="sandbox-probe-") as folder,
+        socket.socket() as listener,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as local,
+    ):
         secret, inside = Path(folder, "secret"), Path(folder, "inside")
         secret.write_text("not for programs")
         inside.mkdir()
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        program = _BREAKOUT.format(secret=str(secret), port=listener.getsockname()[1], parent=os.getpid())
+        path = str(Path(folder, "s"))
+        with contextlib.suppress(OSError):  # a path may be too long for a socket; nothing is reached by it then
+            local.bind(path)
+        port = listener.getsockname()[1]
+        program = _BREAKOUT.format(secret=str(secret), port=port, path=path, parent=os.getpid())
         reply = _launch(program, Limits(wall_seconds=60.0), str(inside), layers, strict=False)
     if reply["status"] != "ok":
         raise LabError(f"The sandbox for generated programs cannot start here: {reply['message']}.")
@@ -213,9 +232,17 @@ def _probe(layers: tuple[str, ...] = _LAYERS) -> Isolation:
     return level
 
 
+@functools.cache
+def _packages() -> dict[str, str]:
+    """Offered package -> its __init__.py, for those that are installed."""
+    specs = {name: importlib.machinery.PathFinder.find_spec(name) for name in OFFERED}
+    return {name: spec.origin for name, spec in specs.items() if spec is not None and spec.origin is not None}
+
+
 def _launch(program: str, limits: Limits, folder: str, layers: Sequence[str], strict: bool = True) -> dict:
     """The launcher's reply for one program. `strict`: run it only if all of `layers` could be applied."""
-    request = {"program": program, "layers": list(layers), "strict": strict, **dataclasses.asdict(limits)}
+    request = {"program": program, "layers": list(layers), "strict": strict, "parent": os.getpid()}
+    request |= {"packages": _packages(), **dataclasses.asdict(limits)}
     try:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(_LAUNCHER), folder],
@@ -223,7 +250,7 @@ def _launch(program: str, limits: Limits, folder: str, layers: Sequence[str], st
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=folder,
-            env={},
+            env={"OPENBLAS_NUM_THREADS": "1"},  # numpy's; a program has no threads
             start_new_session=True,
         )
     except OSError as error:

@@ -3,9 +3,12 @@ it.
 """
 
 import ast
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
 
 from lab.errors import LabError
 from lab.evaluation.sandbox import Limits, Outcome, run_programs
@@ -19,13 +22,21 @@ _NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _MARKER = re.compile(r"the answer is|####", re.IGNORECASE)
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _SOLUTION = re.compile(r"def\s+solution\s*\(")
+_NEIGHBOURS = 1000  # blocks on each side of solution() that may belong to it: reading each takes its time
+_DIGITS = 10_000  # of a whole number: reading it takes their square, and no program's value has more characters
+_INTEGER = re.compile(r"[+-]?\d+(?:_\d+)*", re.ASCII)
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?", re.ASCII)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_KNOWN_ESCAPES = frozenset("\\'\"abfnrtvxuUN01234567\r\n")
+_GLUED = re.compile(r"\b(\d\w*?)(?=and|else|for|if|in|is|not|or)")  # a number and a keyword without a space between
+_STRING = re.compile(r"""\\.|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Verdict:
     """One scored completion.
 
-    reason: 'no code' | 'syntax error' | 'raised' | 'timed out' | 'wrong' | 'right' | 'unscored'.
+    reason: 'wrong' | 'right', or the status of a program that gave no value, see sandbox.Outcome.
     score: 1.0 right, 0.0 otherwise, None when unscored (sandbox or judge failed): never counted as zero.
     extracted: the answer that was compared, as text; "" if there was none.
     extras: other metrics of the same completion. Empty when unscored.
@@ -49,49 +60,75 @@ def extract_program(completion: str) -> str:
     first = next((i for i, block in enumerate(blocks) if _SOLUTION.match(block)), None)
     if first is None:
         return ""
-    start = end = first
-    while start > 0 and _belongs(blocks[start - 1]):
+    start, end = first, first
+    while first - start < _NEIGHBOURS and start > 0 and _belongs(blocks[start - 1]):
         start -= 1
-    while end + 1 < len(blocks) and _belongs(blocks[end + 1]) and not _SOLUTION.match(blocks[end + 1]):
+    following = blocks[first + 1 : first + 1 + _NEIGHBOURS]
+    while end - first < len(following) and _belongs(blocks[end + 1]) and not _SOLUTION.match(blocks[end + 1]):
         end += 1
     return "\n".join(blocks[start : end + 1]).rstrip() + "\n"
 
 
 def _top_level_blocks(text: str) -> list[str]:
-    """Lines grouped under the unindented one above; multi-line strings and brackets stay whole."""
+    """Lines grouped under the unindented one above; multi-line strings and brackets stay whole, and a comment at the
+    margin parts no block that goes on below it.
+    """
     blocks: list[list[str]] = []
+    quotes, inside = [0, 0], False  # of triple quotes of either kind in the block so far; whether one is open
     for line in text.lstrip().split("\n"):
         starts = line[:1].strip() != "" and line[0] not in ")]}"
-        if not blocks or (starts and not _inside_string("\n".join(blocks[-1]))):
-            blocks.append([line])
-        else:
-            blocks[-1].append(line)
-    return ["\n".join(block) for block in blocks]
+        if not blocks or (starts and not inside):
+            blocks.append([])
+            quotes = [0, 0]
+        blocks[-1].append(line)
+        quotes = [quotes[0] + line.count('"""'), quotes[1] + line.count("'''")]
+        inside = quotes[0] % 2 == 1 or quotes[1] % 2 == 1
+    parts = ["\n".join(block) for block in blocks]
+    whole, end = [], 0
+    while (start := end) < len(parts):
+        end = start + 1
+        while end < len(parts) and parts[end].startswith("#"):
+            end += 1
+        goes_on = any("\n" in comment.strip() for comment in parts[start + 1 : end])
+        together = "\n".join(parts[start:end])
+        whole += [together] if goes_on and _statements(together) is not None else parts[start:end]
+    return whole
 
 
-def _inside_string(block: str) -> bool:
-    return block.count('"""') % 2 == 1 or block.count("'''") % 2 == 1
+def _statements(text: str) -> list[ast.stmt] | None:
+    """The statements of a text; None where it is no Python.
+
+    Never warns: what Python would warn of is written differently first, since a filter of warnings is every thread's.
+    """
+    try:
+        return ast.parse(_GLUED.sub(r"\1 ", _known_escapes(text))).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _known_escapes(text: str) -> str:
+    """The same program or literal (except raw strings) without escapes that Python would warn of."""
+    return _ESCAPE.sub(lambda match: match[0] if match[1] in _KNOWN_ESCAPES else "\\" + match[0], text)
 
 
 def _belongs(block: str) -> bool:
     """Whether a block beside solution() is code that it may need."""
-    try:
-        statements = ast.parse(block).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        # A decorator is a block of its own only when its function follows on the next line.
-        return block.startswith("@") and "\n" not in block.strip()
+    if block.startswith("@") and "\n" not in block.strip():
+        return True  # a decorator is a block of its own when its function follows on the next line
     wanted = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    return all(isinstance(statement, wanted) for statement in statements)
+    statements = _statements(block)
+    return statements is not None and all(isinstance(statement, wanted) for statement in statements)
 
 
 def score_program(completion: str, answer: str, outcome: Outcome) -> Verdict:
     """Compare what the completion's program returned with the answer.
 
-    The answer is text; numbers and other Python literals are their repr.
+    The answer is text; numbers and other Python literals are their repr, and 1,080 is a number.
 
-    Numbers: the score uses the paper's absolute tolerance; a string that reads as a number counts as one (as
-    in PAL), a boolean does not. Extras: 'relative', the same with a relative tolerance; 'last_number',
-    whether the last number in the completion's text is the answer, which is how the paper's released code
+    Numbers: the score uses the paper's absolute tolerance, in floats where the answer is one and exactly where it is an
+    integer; a string that reads as a number counts as one (as in PAL), a boolean or complex number does not. Extras:
+    'relative', the same with a relative tolerance; 'last_number', whether the last number in the completion's text is the
+    answer, which is how the paper's released code
     scores. Other answers: equal literals, lists and tuples alike.
     """
     if outcome.status == "unscored":
@@ -145,31 +182,48 @@ def score_final_number(completion: str, answer: str) -> Verdict:
     found = marked[:1] or _NUMBER.findall(completion)[-1:]
     if not found:
         return Verdict("wrong", 0.0, "", {"relative": 0.0})
-    value = float(found[0].replace(",", ""))
-    right = _absolutely_close(value, gold)
+    value = _number(found[0].replace(",", ""))
+    right = value is not None and _absolutely_close(value, gold)
     return Verdict(
         "right" if right else "wrong",
         float(right),
         found[0],
-        {"relative": float(_relatively_close(value, gold))},
+        {"relative": float(value is not None and _relatively_close(value, gold))},
     )
 
 
 def _literal(text: str) -> object:
-    """The Python value that a text stands for; the stripped text itself where it stands for none."""
+    """The number or other Python value that a text stands for; the stripped text itself where it stands for none."""
     text = text.strip()
+    number = _number(text)
+    if number is not None or _GLUED.search(_STRING.sub("", text)):
+        return text if number is None else number
     try:
-        return float(text) if text.lower().lstrip("+-") in ("nan", "inf") else ast.literal_eval(text)
+        value = ast.literal_eval(_known_escapes(text))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
+    return text if value in (math.inf, -math.inf) else value  # 1e999: what float() made of it is not what it says
+
+
+def _number(text: str) -> int | float | None:
+    """A number as a person reads it: 1,080 too, and whole numbers exactly; None for what is none, or beyond all bounds."""
+    text = text.strip()
+    if _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    if _INTEGER.fullmatch(text):
+        if len(text) > _DIGITS:
+            return None
+        return int(text) if len(text) < 4000 else int(Decimal(text))  # int() reads up to 4300 digits
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return None if math.isinf(number) and "inf" not in text.lower() else number
 
 
 def _as_number(value: object) -> float | int | None:
     if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return None
+        return _number(value)
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
@@ -178,14 +232,28 @@ def _absolutely_close(value: float | int, answer: float | int) -> bool:
 
 
 def _relatively_close(value: float | int, answer: float | int) -> bool:
-    return value == answer or _distance(value, answer) <= RELATIVE_TOLERANCE * max(1, abs(answer))
-
-
-def _distance(value: float | int, answer: float | int) -> float:
+    if value == answer:
+        return True
     try:
-        return abs(value - answer)
+        return _distance(value, answer) <= RELATIVE_TOLERANCE * max(1, abs(answer))
     except OverflowError:  # an integer beyond the range of floats
-        return float("inf")
+        return _distance(value, answer) <= Fraction(RELATIVE_TOLERANCE) * abs(answer)
+
+
+def _distance(value: float | int, answer: float | int) -> float | int | Fraction:
+    """|value - answer|: exactly for an integer answer; a float answer is known no better than floats are."""
+    if isinstance(answer, float):
+        return abs(_float(value) - answer)
+    if isinstance(value, float):
+        return abs(Fraction(value) - answer) if math.isfinite(value) else math.inf
+    return abs(value - answer)
+
+
+def _float(number: float | int) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.copysign(math.inf, number > 0 or -1)
 
 
 def _same(value: object, answer: object, close: Callable[[float | int, float | int], bool]) -> bool:
@@ -201,12 +269,22 @@ def _same(value: object, answer: object, close: Callable[[float | int, float | i
         return len(value) == len(answer) and all(
             _same(v, a, close) for v, a in zip(value, answer, strict=True)
         )
-    if isinstance(answer, dict) and isinstance(value, dict):
-        return value.keys() == answer.keys() and all(_same(value[key], answer[key], close) for key in answer)
+    if type(value) is not type(answer):  # Python holds 42+0j and 42 for equal
+        return False
+    if isinstance(answer, (dict, set)) and _kinds(value) != _kinds(answer):
+        return False
+    if isinstance(answer, dict):
+        return all(_same(value[key], answer[key], close) for key in answer)
     return value == answer
 
 
+def _kinds(items: Collection) -> set[tuple[bool, object]]:
+    """Keys or members, in which True is not 1 and 1+0j is not 1."""
+    return {(isinstance(item, (bool, complex)), item) for item in items}
+
+
 def _last_number_is(text: str, answer: object) -> bool:
-    """The released code's rule: commas removed, `-?\\d+\\.?\\d*`, the last match, within 1e-3."""
+    """The released code's rule: commas removed, `-?\\d+\\.?\\d*`, the last match, within 1e-3 as floats."""
     numbers = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
-    return bool(numbers) and abs(float(numbers[-1]) - float(_as_number(answer))) <= ABSOLUTE_TOLERANCE
+    number, gold = _number(numbers[-1]) if numbers else None, _as_number(answer)
+    return number is not None and (number == gold or abs(_float(number) - _float(gold)) <= ABSOLUTE_TOLERANCE)

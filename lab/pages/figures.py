@@ -49,7 +49,11 @@ ROLE_LABELS = {
     "other": "other",
 }
 _REASON_COLOURS = dict(
-    zip(REASONS, ("#2a9d6f", "#6f9a2a", "#d64545", "#5d6f86", "#b9770e", "#9a6dc4", "#2f8fd0", "#888d96", "#5f646d"), strict=True)
+    zip(
+        REASONS,
+        ("#2a9d6f", "#6f9a2a", "#d64545", "#5d6f86", "#b9770e", "#8a5a2b", "#c46d8f", "#9a6dc4", "#2f8fd0", "#888d96", "#5f646d"),
+        strict=True,
+    )
 )
 _SERIES = ("#2f8fd0", "#d64545", "#2a9d6f", "#b9770e", "#9a6dc4", "#888d96")
 DIVERGING = ("#b35c00", "#f0b562", "#efeeec", "#8fb4e3", "#1d4f9e")  # less than an equal share, white, more

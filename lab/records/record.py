@@ -21,7 +21,10 @@ from lab.evaluation import statistics
 from lab.experiments.candidates.registry import describe
 from lab.files import PROJECT, write_atomic
 
-REASONS = ("right", "partly right", "wrong", "no answer", "raised", "timed out", "syntax error", "no code", "unscored")
+REASONS = (
+    "right", "partly right", "wrong", "no answer", "raised", "not permitted", "module not offered", "timed out", "syntax error",
+    "no code", "unscored",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

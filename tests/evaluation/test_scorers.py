@@ -3,6 +3,7 @@
 import ast
 import json
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,12 @@ HELPER = "import math\n\nSIZES = [\n    1,\n]\n\n@staticmethod\ndef helper(n):\n
         (PROGRAM + "def solution():\n    return 3\n", PROGRAM),
         (PROGRAM + "print(solution())\n", PROGRAM),
         (PROGRAM + "```\nThe answer is 2.", PROGRAM),
+        (PROGRAM.replace("\n\n", "\n# note\n\n# and\n"), PROGRAM.replace("\n\n", "\n# note\n\n# and\n")),
+        (PROGRAM + "# Explanation\n   it is\n      two", PROGRAM),
+        ("def helper(n):\n# note\n    return n\n" + PROGRAM, "def helper(n):\n# note\n    return n\n" + PROGRAM),
+        ("x = '\\d'\n" + PROGRAM, "x = '\\d'\n" + PROGRAM),
+        ("y = \\d\n" + PROGRAM, PROGRAM),
+        ("y = 1if 2else 3\n" + PROGRAM, "y = 1if 2else 3\n" + PROGRAM),
         (HELPER + PROGRAM, HELPER + PROGRAM),
         ("I use a helper.\n" + HELPER + PROGRAM, HELPER + PROGRAM),
         (PROGRAM + "\ndef helper():\n    return 2\nDone", PROGRAM + "\ndef helper():\n    return 2\n"),
@@ -72,9 +79,32 @@ def verdict(value, answer: str, completion: str = ""):
         (float("inf"), "1", 0, 0),
         (10**400, "1", 0, 0),
         (10**400, str(10**400), 1, 1),
+        (10**400 + 1, str(10**400), 0, 1),
+        (1, str(10**400), 0, 0),
+        (1.5e300, str(10**400), 0, 0),
+        (float("inf"), str(10**400), 0, 0),
+        (1, "7" * 5000, 0, 0),
+        (float("inf"), "7" * 5000, 0, 0),
+        ("1e999", "7" * 5000, 0, 0),
+        (float("inf"), "1e999", 0, 0),
+        (int("7" * 3000), "7" * 3000, 1, 1),
+        (42 + 0j, "42", 0, 0),
+        (1e16, "10000000000000001", 0, 1),
+        (10**16, "10000000000000001", 0, 1),
+        (10**16 + 1, "10000000000000001", 1, 1),
+        ("10000000000000001", "10000000000000001", 1, 1),
+        (1234567890123456789, repr(float(1234567890123456789)), 1, 1),
+        (1080, "1,080", 1, 1),
+        ("1,080", "1080", 1, 1),
+        (1280.5, "1,280.5", 1, 1),
+        (-1234567, "-1,234,567", 1, 1),
+        ((1, 280), "1,280", 0, 0),
     ],
 )
 def test_numbers(value, answer, right, relative):
+    if answer == "1e999":  # beyond floats: no number, and no program's value
+        assert verdict(value, answer).reason == "wrong"
+        return
     got = verdict(value, answer)
     assert (got.score, got.extras["relative"]) == (right, relative)
     assert got.reason == ("right" if right else "wrong") and got.extracted == repr(value)
@@ -101,6 +131,13 @@ def test_numbers(value, answer, right, relative):
         (1, "True", False),
         (None, "None", True),
         ("", "''", True),
+        (42 + 0j, "(42+0j)", True),
+        (42, "(42+0j)", False),
+        ({1, 2}, "{True, 2}", False),
+        ({True: 1}, "{1: 1}", False),
+        ({1: 5}, "{1.0: 5}", True),
+        ([1, 280], "[1,280]", True),
+        ((1, 28), "1,28", True),
     ],
 )
 def test_other_answers(value, answer, right):
@@ -115,7 +152,58 @@ def test_texts_that_are_no_literals_are_wrong(value):
     assert score_program("", "1", Outcome("ok", value)).reason == "wrong"
 
 
-@pytest.mark.parametrize("status", ["no code", "syntax error", "raised", "timed out"])
+def test_hostile_texts_warn_of_nothing():
+    """Neither a completion nor an answer nor what a hostile program sent makes the lab's own process warn."""
+    odd = "'\\d'", "[1if 2else 3]", "5in 3", "'\\400'"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for text in odd:
+            extract_program(f"x = {text}\n{PROGRAM}y = {text}\n")
+            score_program("", text, Outcome("ok", text))
+    assert score_program("", "'\\d'", Outcome("ok", repr("\\d"))).reason == "right"
+    assert score_program("", "'5in'", Outcome("ok", repr("5in"))).reason == "right"
+
+
+HEAVY = {
+    "triple quotes": "def solution():\n    '''\n", "indented lines": "    x = 1\n", "comments": "#\n", "going on": "#\n x\n",
+    "assignments": "x=1\n", "one line": "x=1;", "decorators": "@a\n", "digits": "9", "commas": "1,", "dots": "1.",
+    "fences": "```", "escapes": "\\'", "glued": "1if ",
+    "brackets": "(", "functions": "def solution():\n", "markers": "#### ",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_scoring_takes_time_in_proportion(name):
+    """Sixteen times the text takes about sixteen times the time, where what is quadratic takes 256 times."""
+
+    def seconds(characters: int) -> float:
+        text = "def solution():\n    return 1\n" + HEAVY[name] * (characters // len(HEAVY[name]))
+        taken = []
+        for _ in range(3):
+            started = time.process_time()
+            extract_program(text)
+            score_program(text, "42", Outcome("ok", "42"))
+            score_final_number(text, "42")
+            taken.append(time.process_time() - started)
+        return min(taken)
+
+    assert seconds(160_000) < 100 * max(seconds(10_000), 1e-3)
+
+
+def test_reading_around_solution_is_bounded(monkeypatch):
+    read = []
+    parse = ast.parse
+    monkeypatch.setattr(ast, "parse", lambda text, *rest: read.append(len(text)) or parse(text, *rest))
+    for heavy in HEAVY.values():
+        text = heavy * (50_000 // len(heavy)) + "\n" + PROGRAM + heavy * (50_000 // len(heavy))
+        read.clear()
+        extract_program(text)
+        assert sum(read) <= 3 * len(text) and len(read) <= 2100, heavy
+
+
+@pytest.mark.parametrize(
+    "status", ["no code", "syntax error", "raised", "module not offered", "not permitted", "timed out"]
+)
 def test_failures_keep_their_class_and_count_as_zero(status):
     got = score_program("so 3", "3", Outcome(status))
     assert (got.reason, got.score, got.extracted, got.extras) == (
@@ -175,6 +263,24 @@ def test_final_number(text, extracted, right):
     got = score_final_number(text, "42")
     assert (got.extracted, got.score, got.reason) == (extracted, float(right), "right" if right else "wrong")
     assert got.extras == {"relative": float(right)}
+
+
+@pytest.mark.parametrize(
+    "text, answer, right",
+    [
+        ("it is 10000000000000000", "10000000000000001", False),
+        ("it is 10000000000000001", "10000000000000001", True),
+        ("it is 1e16", "10000000000000001", False),
+        ("7" * 400, "7" * 400, True),
+        ("7" * 399 + "8", "7" * 400, False),
+        ("7" * 5000, "7" * 5000, True),
+        ("9" * 50_000, "7" * 5000, False),
+        ("9e999", "7" * 5000, False),
+        ("9e999", "42", False),
+    ],
+)
+def test_large_final_numbers(text, answer, right):
+    assert score_final_number(text, answer).score == float(right)
 
 
 def test_final_number_needs_a_number():

@@ -64,11 +64,7 @@ def wrap(text: str, template: str, tokenizer) -> str:
     if not text.strip():
         raise LabError("The prompt is empty; write something.")
     if template == CHAT:
-        if not tokenizer.chat_template:
-            raise LabError("This base has no chat template; choose another one.")
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
+        return prompts.chat(tokenizer, text)
     if template not in TEMPLATES:
         raise LabError(f"There is no template {template!r}; choose {', '.join(TEMPLATES)}.")
     return TEMPLATES[template].replace("{text}", text)

@@ -2,8 +2,8 @@
 
     python benchmarks/model_card.py --data FOLDER_WITH_THE_SETS
 
-Zero-shot, in the cloze form of lm-evaluation-harness and lighteval: the question, then each answer's text as a continuation, with no
-letters and no list of choices. "accuracy" takes the most likely continuation, "per character" divides its log-likelihood by its
+Zero-shot, in the cloze form of lm-evaluation-harness and lighteval: the question, then each answer's text as a continuation, with
+no letters and no list of choices. "accuracy" takes the most likely continuation, "per character" divides its log-likelihood by its
 length. Resumable: what was scored is kept under artifacts/.
 """
 
@@ -26,13 +26,17 @@ CLOZE = "Question: {text}\nAnswer:"
 PROTOCOLS = {"piqa": CLOZE, "ARC-Easy": CLOZE, "ARC-Challenge": CLOZE, "openbookqa": "{text}"}
 # SmolLM2-135M-Instruct's and SmolLM2-135M's, percent, zero-shot (lighteval); ARC is the mean of both sets.
 CARDS = {
-    "smollm2-135m": {"piqa": {"instruct": 66.3, "base": 68.4}, "ARC": {"instruct": 37.3, "base": 43.9}, "openbookqa": {"base": 34.6}},
+    "smollm2-135m": {
+        "piqa": {"instruct": 66.3, "base": 68.4}, "ARC": {"instruct": 37.3, "base": 43.9}, "openbookqa": {"base": 34.6},
+    },
 }  # fmt: skip
 AT_A_TIME = 100  # questions between two writes
 TOY = [Question("toy", f"{a} and {b}?", (str(a + b), f"{a} or {b}"), 1) for a in range(2) for b in range(2)]
 
 
-def log_likelihoods(model, tokenizer, name: str, questions: Sequence[Question], batch: int, partial: Path | None) -> list[list[float]]:
+def log_likelihoods(
+    model, tokenizer, name: str, questions: Sequence[Question], batch: int, partial: Path | None
+) -> list[list[float]]:
     """Of each question's choices (nats). partial: a file that keeps what is done."""
     done: list[list[float]] = json.loads(partial.read_text()) if partial is not None and partial.exists() else []
     for start in range(len(done), len(questions), AT_A_TIME):
@@ -59,10 +63,12 @@ def row(name: str, questions: Sequence[Question], totals: Sequence[Sequence[floa
     plain, by_length = right(lambda total, _: total), right(lambda total, choice: total / len(choice))
     n = len(questions)
     low, high = proportion_interval(by_length, n)
-    return {
-        "set": name, "n": n, "accuracy": 100 * plain / n, "per character": 100 * by_length / n, "low": 100 * low, "high": 100 * high,
-        "card": card.get("instruct"), "card of the base model": card.get("base"),
-    }  # fmt: skip
+    percent = {"accuracy": plain / n, "per character": by_length / n, "low": low, "high": high}
+    return {"set": name, "n": n, **{name: 100 * share for name, share in percent.items()}, **beside(card)}
+
+
+def beside(card: dict) -> dict:
+    return {"card": card.get("instruct"), "card of the base model": card.get("base")}
 
 
 @torch.no_grad()
@@ -78,7 +84,8 @@ def check(model, tokenizer, question: Question) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    about = __doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--data", default="hub", help="folder with the commonsense sets, or hub")
     parser.add_argument("--sets", nargs="+", default=list(PROTOCOLS), choices=list(PROTOCOLS))
@@ -106,13 +113,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     both = [found for found in rows if found["set"].startswith("ARC")]
     if len(both) == 2:
         mean = {name: sum(found[name] for found in both) / 2 for name in ("accuracy", "per character")}
-        card = cards.get("ARC", {})
-        rows.append({
-            "set": "ARC, mean", "n": sum(found["n"] for found in both), **mean, "low": None, "high": None, "card": card.get("instruct"),
-            "card of the base model": card.get("base"),
-        })  # fmt: skip
+        n = sum(found["n"] for found in both)
+        rows.append({"set": "ARC, mean", "n": n, **mean, "low": None, "high": None, **beside(cards.get("ARC", {}))})
     options.data = "hub" if options.data == "hub" else "folder"
-    common.report("model_card", device, options, rows, checks, [f"Zero-shot, cloze; {options.base} in float32. low, high: 95 % of per character."])
+    notes = [f"Zero-shot, cloze; {options.base} in float32. Percent; low, high: 95 % of per character."]
+    common.report("model_card", device, options, rows, checks, notes)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,8 @@ def test_model_card_goes_on_where_it_stopped(tmp_path, monkeypatch):
     partial = tmp_path / "partial.json"
     partial.write_text("[[-2.0, -7.0], [-7.0, -2.0]]")
     totals = model_card.log_likelihoods(None, None, "toy", model_card.TOY, 4, partial)
-    assert asked == [model_card.CLOZE.format(text=q.text) for q in model_card.TOY[2:]] and json.loads(partial.read_text()) == totals
+    assert asked == [model_card.CLOZE.format(text=question.text) for question in model_card.TOY[2:]]
+    assert json.loads(partial.read_text()) == totals
     found = model_card.row("toy", model_card.TOY, totals, {"instruct": 66.3})
     assert found["accuracy"] == 75 and found["card"] == 66.3
 

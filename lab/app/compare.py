@@ -60,7 +60,7 @@ class Comparison:
 
 
 def wrap(text: str, template: str, tokenizer, chat: bool = False) -> str:
-    """The prompt that the model reads. chat: the preset's; a task's template then stands in the base's chat template, as in training."""
+    """The prompt that the model reads. chat: the preset's; a task's template then stands in the chat template, as in training."""
     if not text.strip():
         raise LabError("The prompt is empty; write something.")
     if template == CHAT:

@@ -19,8 +19,8 @@ Remember = Callable[[str, Mapping[str, object], Callable[[Path | None], list]], 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How completions are generated. max_new_tokens None: as many as the task needs. temperature 0 is greedy. chat: prompts are put
-    as a user's turn (lab.tasks.prompts.in_chat)."""
+    """How completions are generated. max_new_tokens None: as many as the task needs. temperature 0 is greedy. chat: prompts are
+    put as a user's turn (lab.tasks.prompts.in_chat)."""
 
     max_new_tokens: int | None = None
     temperature: float = 0.0

@@ -32,7 +32,8 @@ def demonstrate(template: str, shots) -> str:
 
 
 def chat(tokenizer, text: str) -> str:
-    """The text as a user's turn in the tokenizer's chat template, up to where the answer begins. Raises LabError where it has none."""
+    """The text as a user's turn in the tokenizer's chat template, up to where the answer begins. Raises LabError where there is
+    none."""
     if not tokenizer.chat_template:
         raise LabError("The base's tokenizer has no chat template; set chat to False, or take an instruction-tuned base.")
     return tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)

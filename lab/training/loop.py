@@ -22,8 +22,8 @@ from lab.errors import LabError
 from lab.files import write_atomic
 
 IGNORED = -100  # label of a token that carries no loss
-# From so many tokens on, the predictions are made only where there is a label: they cost as much as a small model's layers. Under it,
-# little is saved, and a product of fewer rows may differ in its last bits.
+# From so many tokens on, the predictions are made only where there is a label: they cost as much as many of a small model's layers.
+# Under it, little is saved, and a product of fewer rows may differ in its last bits.
 LARGE_VOCABULARY = 8192
 
 

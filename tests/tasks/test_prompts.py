@@ -15,7 +15,8 @@ from lab.training.lora import encode_examples
 from lab.world.letters.tokenizer import letters_tokenizer
 
 TEMPLATE = (  # as instruction-tuned bases have it: it brings the beginning-of-text token along
-    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 
 

@@ -123,15 +123,15 @@ def softcapped():
     torch.manual_seed(0)
     return Gemma2ForCausalLM(
         Gemma2Config(
-            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-            max_position_embeddings=64, final_logit_softcapping=2.0,
+            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+            head_dim=8, max_position_embeddings=64, final_logit_softcapping=2.0,
         )
     ).eval()  # fmt: skip
 
 
-def adapted(targets, **settings):
+def adapted(targets):
     torch.manual_seed(1)
-    return get_peft_model(llama(), LoraConfig(target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False, **settings)).eval()
+    return get_peft_model(llama(), LoraConfig(target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)).eval()
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ import change
 import common
 import generate
 import merge
+import model_card
 import step
 import visitors
 
 from lab.errors import LabError
+from lab.evaluation.likelihood import Likelihood
 from lab.lora.adapter import LoraAdapter, LoraFactors
 from lab.lora.stacked import StackedLinear
 
@@ -110,6 +112,37 @@ def test_change_sees_a_factor_that_moved(tmp_path, monkeypatch):
     monkeypatch.setattr(change.Stack, "set_coefficients", rebuild)
     with pytest.raises(LabError, match="moved or changed a factor"):
         run(change, tmp_path)
+
+
+def test_model_card(tmp_path):
+    (found,) = run(model_card, tmp_path)
+    assert found["set"] == "toy" and found["n"] == 4 and found["low"] <= found["per character"] <= found["high"]
+
+
+def test_model_card_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """What was scored is not scored again, and what is right is told from the likelihoods."""
+    asked = []
+
+    def likelihoods(model, tokenizer, prompts, choices, **_):
+        asked.extend(prompts)
+        return [[Likelihood(-float(len(choice)), 1) for choice in given] for given in choices]
+
+    monkeypatch.setattr(model_card, "likelihoods", likelihoods)
+    monkeypatch.setattr(model_card, "AT_A_TIME", 2)
+    partial = tmp_path / "partial.json"
+    partial.write_text("[[-2.0, -7.0], [-7.0, -2.0]]")
+    totals = model_card.log_likelihoods(None, None, "toy", model_card.TOY, 4, partial)
+    assert asked == [model_card.CLOZE.format(text=question.text) for question in model_card.TOY[2:]]
+    assert json.loads(partial.read_text()) == totals
+    found = model_card.row("toy", model_card.TOY, totals, {"instruct": 66.3})
+    assert found["accuracy"] == 75 and found["card"] == 66.3
+
+
+def test_a_wrong_likelihood_is_not_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_card, "likelihoods", lambda *_, **__: [[Likelihood(-1.0, 1)]])
+    with pytest.raises(LabError, match="log-likelihood of a choice"):
+        run(model_card, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_arguments_are_named(tmp_path):

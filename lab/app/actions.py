@@ -39,6 +39,7 @@ from lab.merging import METHODS, get_method
 from lab.pages.figures import Chart, method_bars
 from lab.records import tables
 from lab.records.record import read_records
+from lab.tasks import prompts
 
 OWN_ROWS = 20_000  # read of a file
 # Free alphas solve far more in the embedded world than the released code's softmax.
@@ -221,8 +222,16 @@ def pictures(context: Context, session: Session) -> dict[str, Chart]:
 
 def question(context: Context, prompt: str, template: str, gold: str = "") -> Question:
     """A prompt as the model reads it; under the first template an answer is a program. Raises LabError."""
-    text = wrap(prompt, template, context.engine.tokenizer)
+    text = wrap(prompt, template, context.engine.tokenizer, context.preset.chat)
     return Question(text, gold.strip(), TEMPLATES.get(template) == TASKS["code"].template)
+
+
+def problems(context: Context, task: str, count: int, first: int) -> list[Question]:
+    """Test problems of a task as the model reads them. Raises LabError."""
+    found = task_questions(task, context.preset, count, first)
+    if not context.preset.chat:
+        return found
+    return [replace(one, prompt=prompts.chat(context.engine.tokenizer, one.prompt)) for one in found]
 
 
 def example(context: Context, task: str, number: int | None = None) -> tuple[str, str, str]:

@@ -59,19 +59,16 @@ class Comparison:
     asked: int = field(default=0)  # questions begun
 
 
-def wrap(text: str, template: str, tokenizer) -> str:
-    """The prompt that the model reads."""
+def wrap(text: str, template: str, tokenizer, chat: bool = False) -> str:
+    """The prompt that the model reads. chat: the preset's; a task's template then stands in the chat template, as in training."""
     if not text.strip():
         raise LabError("The prompt is empty; write something.")
     if template == CHAT:
-        if not tokenizer.chat_template:
-            raise LabError("This base has no chat template; choose another one.")
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
+        return prompts.chat(tokenizer, text)
     if template not in TEMPLATES:
         raise LabError(f"There is no template {template!r}; choose {', '.join(TEMPLATES)}.")
-    return TEMPLATES[template].replace("{text}", text)
+    prompt = TEMPLATES[template].replace("{text}", text)
+    return prompts.chat(tokenizer, prompt) if chat and prompt != text else prompt
 
 
 def task_questions(name: str, preset: Preset, count: int, first: int = 0) -> list[Question]:

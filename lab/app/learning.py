@@ -71,7 +71,7 @@ def target_material(engine: Engine, preset: Preset, count: int) -> Material:
     target = MATH_CODE.target
     shown = target.demonstrations(preset.source(target.folder), count)
     examples = [Example(f"{i}", target.template.format(text=text), done) for i, (text, done) in enumerate(shown)]
-    rows = encode_examples(engine.tokenizer, examples, preset.max_tokens)
+    rows = encode_examples(engine.tokenizer, examples, preset.max_tokens, preset.chat)
     return Material(rows, {}, f"{target.name}.jsonl")
 
 
@@ -80,7 +80,7 @@ def _material(
 ) -> Material:
     rows, held = [], {}
     for label, found in examples.items():
-        encoded = encode_examples(engine.tokenizer, found, preset.max_tokens)
+        encoded = encode_examples(engine.tokenizer, found, preset.max_tokens, preset.chat)
         encoded = [row for row in encoded if row.prompt_length < len(row.ids)]
         if len(encoded) < 4:
             raise LabError(

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from lab.app.engine import Engine, Lane
 from lab.errors import LabError
 from lab.evaluation.generate import before_end, cut, end_tokens
+from lab.training.loop import encode_prompt
 
 TOKENS_A_TURN = 6
 LONGEST_PROMPT = 200_000  # characters; tokenising more would keep the others waiting
@@ -150,8 +151,7 @@ def _encode(tokenizer, model, prompts: Sequence[str], new_tokens: int) -> list[l
             raise LabError("The prompt is empty; write something.")
         if len(prompt) > LONGEST_PROMPT:
             raise LabError(f"The prompt has {len(prompt):,} characters; give at most {LONGEST_PROMPT:,}.")
-    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    encoded = [start + tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     longest, room = max(map(len, encoded)), getattr(model.config, "max_position_embeddings", None)
     if room is not None and longest + new_tokens > room:
         raise LabError(

@@ -3,7 +3,7 @@
 import gradio as gr
 
 from lab.app import actions, charts, html
-from lab.app.compare import CHAT, LETTERS, TEMPLATES, show, task_questions
+from lab.app.compare import CHAT, LETTERS, TEMPLATES, show
 from lab.app.frame import MODEL, PRIVATE, Page, guarded
 from lab.app.learning import TASKS
 from lab.app.sources import read_prompts
@@ -71,7 +71,7 @@ def build(page: Page) -> None:
         if kind == KINDS[0]:
             return [actions.question(context, prompt, shape, gold)]
         if kind == KINDS[1]:
-            return task_questions(task, context.preset, int(count or 0), int(first or 0))
+            return actions.problems(context, task, int(count or 0), int(first or 0))
         if not file:
             raise LabError("Choose a file of prompts first.")
         return [actions.question(context, text, shape_file, gold) for text, gold in read_prompts(file)]

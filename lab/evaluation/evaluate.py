@@ -10,6 +10,7 @@ from lab.evaluation.generate import further_ends, generate
 from lab.evaluation.likelihood import most_likely
 from lab.evaluation.scorers import Verdict
 from lab.files import content_hash
+from lab.tasks.prompts import in_chat
 from lab.tasks.task import Example, Task
 
 # remember(kind, asked, make): what `make(partial)` gave for this when it was asked before, else what it gives now.
@@ -18,13 +19,15 @@ Remember = Callable[[str, Mapping[str, object], Callable[[Path | None], list]], 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How completions are generated. max_new_tokens None: as many as the task needs. temperature 0 is greedy."""
+    """How completions are generated. max_new_tokens None: as many as the task needs. temperature 0 is greedy. chat: prompts are
+    put as a user's turn (lab.tasks.prompts.in_chat)."""
 
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     batch_size: int = 64
     seed: int = 0
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ def evaluate(
     """
     remember = remember or (lambda kind, asked, make: make(None))
     started = time.monotonic()
+    if decoding.chat:
+        examples = [in_chat(tokenizer, example) for example in examples]
     prompts = [example.prompt for example in examples]
     options = {
         "max_new_tokens": decoding.max_new_tokens or task.max_new_tokens, "stop": task.stop, "temperature": decoding.temperature,

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from lab.errors import LabError
 from lab.files import write_atomic
+from lab.training.loop import encode_prompt
 
 
 @torch.inference_mode()
@@ -29,15 +30,13 @@ def generate(
     """One completion per prompt, in the order of the prompts, up to the first end token (`end_tokens`) or stop string.
 
     temperature 0 is greedy; otherwise each batch draws from its own seed. partial: a file that keeps finished batches, so that an
-    interrupted call goes on. Each prompt begins with the beginning-of-text token, where the tokenizer has one, as in training.
+    interrupted call goes on. Prompts are tokenised as in training.
     """
     from transformers import GenerationConfig
 
     if any(not prompt for prompt in prompts):
         raise LabError("A prompt is empty; write something.")
-    encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    if tokenizer.bos_token_id is not None:
-        encoded = [[tokenizer.bos_token_id, *ids] for ids in encoded]
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and max(map(len, encoded)) + max_new_tokens > longest:
         raise LabError(

@@ -104,7 +104,7 @@ class RunContext:
         return list(load_rows(task, self.source(task), split, count, self.seed if seed is None else seed))
 
     def encoded(self, examples: Sequence[Example]) -> list[Encoded]:
-        return encode_examples(self.tokenizer, examples, self.preset.max_tokens)
+        return encode_examples(self.tokenizer, examples, self.preset.max_tokens, self.preset.chat)
 
     def rows(self, task: Task) -> list[Encoded]:
         """The skill's training rows."""
@@ -140,7 +140,7 @@ class RunContext:
     @property
     def on_base(self) -> dict:
         """What the base, as it is computed with, brings into a key."""
-        return {"base": self.base, "dtype": self.preset.dtype}
+        return {"base": self.base, "dtype": self.preset.dtype, **({"chat": True} if self.preset.chat else {})}
 
     def training_key(self, *tasks: Task, **more) -> dict:
         """Of a LoRA trained on these tasks' rows."""
@@ -235,7 +235,7 @@ class RunContext:
     @property
     def decoding(self) -> Decoding:
         p = self.preset
-        return Decoding(p.max_new_tokens, p.temperature, p.top_p, p.generation_batch, self.seed)
+        return Decoding(p.max_new_tokens, p.temperature, p.top_p, p.generation_batch, self.seed, p.chat)
 
     def ask(self, what: LoraAdapter | Routed | None, task: Task, examples: Sequence[Example], label: str) -> Evaluation:
         """The examples answered by the base with this adapter or router and scored; what was answered before is in the store."""

@@ -57,6 +57,7 @@ class Preset:
     own_test: int = 100  # problems of each skill's own test
     max_new_tokens: int | None = None  # None: what each task needs
     shots: int = 0  # worked examples before each question of the target, for methods that bring none (paper, Appendix B.2: one)
+    chat: bool = False  # every prompt as a user's turn in the tokenizer's chat template, for an instruction-tuned base
     train_missing: bool = True  # False: a LoRA that is not in the store is an error
 
     def __post_init__(self):
@@ -77,8 +78,9 @@ class Preset:
         for name, choices in {"precision": ("no", "bf16", "fp16"), "dtype": ("float32", "float16", "bfloat16")}.items():
             if getattr(self, name) not in choices:
                 raise LabError(f"Preset {self.name}: {name} is {getattr(self, name)!r}; choose {', '.join(choices)}.")
-        if not isinstance(self.train_missing, bool):
-            raise LabError(f"Preset {self.name}: train_missing is {self.train_missing!r}; give True or False.")
+        for name in ("chat", "train_missing"):
+            if not isinstance(getattr(self, name), bool):
+                raise LabError(f"Preset {self.name}: {name} is {getattr(self, name)!r}; give True or False.")
         if not isinstance(self.data, str) or not self.data:
             raise LabError(f"Preset {self.name}: data is {self.data!r}; give 'world', 'hub' or a folder.")
 

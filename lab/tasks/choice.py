@@ -80,6 +80,14 @@ def parse(instruction: str, answer: str, source: str) -> Question:
     return Question(source, text, tuple(map(str.strip, choices)), right, kind, instruction)
 
 
+def questions_of(name: str, source: str, split: str) -> list[Question]:
+    """All of one set's. source: "hub", or a folder with the commonsense sets."""
+    if source == "hub":
+        return _hub_questions(name, split)
+    file = Path(source) / name / ("test.json" if split == "test" else "train.json")
+    return [parse(row["instruction"], row["answer"], name) for row in read_rows(file, ("instruction", "answer"))]
+
+
 def questions(source: str, split: str, count: int | None, seed: int) -> list[Question]:
     """source: "world", "hub", or a folder with the commonsense sets. Test rows take turns between the sets."""
     if source == "world":
@@ -87,14 +95,8 @@ def questions(source: str, split: str, count: int | None, seed: int) -> list[Que
             Question("world", QUESTION.format(sentence=sentence, letter=letter), COUNTS, min(number, len(COUNTS) - 1) + 1)
             for sentence, letter, number in make_questions(split, seed, count or 1000)
         ]
-    if source == "hub":
-        sets = [_hub_questions(name, split) for name in HUB]
-    else:
-        file = "test.json" if split == "test" else "train.json"
-        sets = [
-            [parse(r["instruction"], r["answer"], name) for r in read_rows(Path(source) / name / file, ("instruction", "answer"))]
-            for name in (TEST_SETS if split == "test" else TRAIN_SETS)
-        ]
+    names = HUB if source == "hub" else TEST_SETS if split == "test" else TRAIN_SETS
+    sets = [questions_of(name, source, split) for name in names]
     if split == "test":
         rows = [q for turn in itertools.zip_longest(*sets) for q in turn if q is not None]
     else:

@@ -1,5 +1,10 @@
 """One template per task, for training and evaluation alike. The completion starts right after the prompt."""
 
+from dataclasses import replace
+
+from lab.errors import LabError
+from lab.tasks.task import Example
+
 MATHS = "Question: {text}\nAnswer:"
 CODE = "Question: {text}\nProgram:\n"
 HARD_MATH_CODE = CODE  # a word problem, as in MATHS, that asks for a program
@@ -24,3 +29,27 @@ CHOICE_2 = "Question: {text}\n{choices}\nWhich one?\n\n"
 def demonstrate(template: str, shots) -> str:
     """Worked examples (text, completion) in the task's own template, to stand before a prompt of that template."""
     return "".join(template.format(text=text) + completion + "\n\n" for text, completion in shots)
+
+
+def chat(tokenizer, text: str) -> str:
+    """The text as a user's turn in the tokenizer's chat template, up to where the answer begins. Raises LabError where there is
+    none."""
+    if not tokenizer.chat_template:
+        raise LabError("The base's tokenizer has no chat template; set chat to False, or take an instruction-tuned base.")
+    return tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+
+
+def in_chat(tokenizer, example: Example) -> Example:
+    """An example put to an instruction-tuned base: its prompt in `chat`; answers lose the space that set them off from a prompt.
+
+    Without a prompt it is text to be learned as it stands, and stays so.
+    """
+    if not example.prompt:
+        return example
+    choices = tuple(map(_unspaced, example.choices))
+    return replace(example, prompt=chat(tokenizer, example.prompt), completion=_unspaced(example.completion), choices=choices)
+
+
+def _unspaced(text: str) -> str:
+    """Without a single space at its beginning; several are an indentation."""
+    return text[1:] if text.startswith(" ") and not text.startswith("  ") else text

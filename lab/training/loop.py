@@ -6,7 +6,8 @@ import os
 import pickle
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from lab.errors import LabError
 from lab.files import write_atomic
 
 IGNORED = -100  # label of a token that carries no loss
+# From so many tokens on, the predictions are made only where there is a label: they cost as much as many of a small model's layers.
+# Under it, little is saved, and a product of fewer rows may differ in its last bits.
+LARGE_VOCABULARY = 8192
 
 
 class Diverged(LabError):
@@ -69,11 +73,17 @@ class Encoded:
     prompt_length: int
 
 
+def encode_prompt(tokenizer, prompt: str) -> list[int]:
+    """The prompt as training, generation and likelihoods all read it: it begins with the beginning-of-text token, once, where the
+    tokenizer has one. (A chat template may bring it along.)"""
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = tokenizer.bos_token_id
+    return ids if start is None or ids[:1] == [start] else [start, *ids]
+
+
 def encode(tokenizer, prompt: str, completion: str, max_tokens: int) -> Encoded:
     """Prompt and completion are tokenised apart, as generation sees them, and end with the end-of-text token."""
-    head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if tokenizer.bos_token_id is not None:
-        head = [tokenizer.bos_token_id, *head]
+    head = encode_prompt(tokenizer, prompt)
     tail = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     return Encoded(tuple([*head, *tail][:max_tokens]), min(len(head), max_tokens))
 
@@ -121,10 +131,43 @@ def bucketed_batches(
 
 def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """Sum of the cross-entropy over the labelled tokens (nats), and their number."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    logits, labels = labelled_logits(model, batch)
+    return nn.functional.cross_entropy(logits, labels, reduction="sum"), len(labels)
+
+
+def labelled_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Predictions of the labelled tokens, row after row: (tokens, vocabulary) float32, and their labels: (tokens,).
+
+    Where the vocabulary is large, the model's head is given no other position; model may be wrapped, by PEFT for example.
+    """
     labels = batch.labels[:, 1:]
     wanted = labels != IGNORED
-    return nn.functional.cross_entropy(logits[:, :-1][wanted].float(), labels[wanted], reduction="sum"), int(wanted.sum())
+    with _narrowed(_head(model), wanted):
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    everywhere = logits.shape[:2] == batch.labels.shape
+    return (logits[:, :-1][wanted] if everywhere else logits[0]).float(), labels[wanted]
+
+
+def _head(model: nn.Module) -> nn.Linear | None:
+    """What turns hidden states into predictions, where it is a plain linear layer over a large vocabulary."""
+    from transformers import PreTrainedModel
+
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    head = inner.get_output_embeddings() if inner is not None else None
+    return head if type(head) is nn.Linear and head.out_features >= LARGE_VOCABULARY else None
+
+
+@contextmanager
+def _narrowed(head: nn.Linear | None, wanted: Tensor) -> Iterator[None]:
+    """Inside the block the head sees the wanted positions only, as one row: (1, tokens, width). wanted: (rows, tokens - 1)."""
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :-1][wanted][None],))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _optimizers(named: list[tuple[str, nn.Parameter]], config: TrainConfig) -> list[torch.optim.Optimizer]:

@@ -14,6 +14,7 @@ from lab.files import write_atomic
 from lab.lora.adapter import LoraAdapter
 from lab.lora.peft_io import from_peft, save
 from lab.tasks import Example
+from lab.tasks.prompts import in_chat
 from lab.training.loop import Encoded, TrainConfig, bucketed_batches, encode, fit
 
 VERSION = 1  # raised when the same rows and settings would give other weights
@@ -40,8 +41,10 @@ class LoraTraining:
         return self.epochs * math.ceil(rows / (self.batch_size * self.accumulation))
 
 
-def encode_examples(tokenizer, examples: Sequence[Example], max_tokens: int) -> list[Encoded]:
-    """Training rows. Raises LabError when there is nothing to train on."""
+def encode_examples(tokenizer, examples: Sequence[Example], max_tokens: int, chat: bool = False) -> list[Encoded]:
+    """Training rows; chat as in lab.evaluation.evaluate.Decoding. Raises LabError when there is nothing to train on."""
+    if chat:
+        examples = [in_chat(tokenizer, example) for example in examples]
     rows = [encode(tokenizer, e.prompt, e.completion, max_tokens) for e in examples if e.completion]
     if not rows:
         raise LabError("There are no training rows: every completion is empty.")

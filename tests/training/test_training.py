@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lab.errors import LabError
-from lab.training.loop import Encoded, TrainConfig, bucketed_batches, collate, encode, fit, token_loss
+from lab.lora.stacked import attach
+from lab.training import loop
+from lab.training.loop import Encoded, TrainConfig, bucketed_batches, collate, encode, encode_prompt, fit, token_loss
+from tests.tiny_models import gpt2, llama, two_skills
 
 
 def tiny(dropout: float = 0.0) -> LlamaForCausalLM:
@@ -106,6 +110,74 @@ def test_encode_is_prompt_and_completion_as_generation_sees_them(tokenizer):
     row = encode(tokenizer, "Problem: Tom has 3 nuts.\nAnswer:", " Start with 3.", 64)
     assert row.ids[0] == tokenizer.bos_token_id and row.ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(row.ids[1 : row.prompt_length]) == "Problem: Tom has 3 nuts.\nAnswer:"
+
+
+def test_a_prompt_begins_with_one_beginning_of_text(tokenizer):
+    start = tokenizer.bos_token_id
+    plain = encode_prompt(tokenizer, "Problem: Tom")
+    assert plain[0] == start and plain.count(start) == 1
+    assert encode_prompt(tokenizer, tokenizer.bos_token + "Problem: Tom") == plain  # a template brought it along
+
+
+def softcapped():
+    torch.manual_seed(0)
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+            head_dim=8, max_position_embeddings=64, final_logit_softcapping=2.0,
+        )
+    ).eval()  # fmt: skip
+
+
+def adapted(targets):
+    torch.manual_seed(1)
+    return get_peft_model(llama(), LoraConfig(target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)).eval()
+
+
+@pytest.mark.parametrize(
+    "make, narrowed",
+    [
+        (llama, True),
+        (gpt2, True),
+        (softcapped, True),
+        (lambda: adapted(["q_proj", "down_proj"]), True),
+        (lambda: adapted(["q_proj", "lm_head"]), False),  # the head is a layer of PEFT's
+    ],
+    ids=["llama", "gpt2, tied", "soft-capped", "peft", "peft on the head"],
+)
+def test_predictions_only_where_a_label_is_are_the_same_loss_and_gradients(make, narrowed, monkeypatch):
+    rows = [Encoded(tuple(range(3, 3 + n)), prompt) for n, prompt in ((4, 3), (9, 2), (6, 0), (12, 11))]
+    batch, found, seen = collate(rows, 0), [], []
+    for large in (33, 32):
+        monkeypatch.setattr(loop, "LARGE_VOCABULARY", large)
+        model = make()
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        hook = inner.get_output_embeddings().register_forward_hook(lambda _, inputs, out: seen.append(out.shape[:-1].numel()))
+        value, tokens = token_loss(model, batch)
+        value.backward()
+        hook.remove()
+        found.append((value, tokens, [p.grad for p in model.parameters() if p.grad is not None]))
+    (whole, count, gradients), (value, tokens, others) = found
+    assert tokens == count and float(value) == pytest.approx(float(whole), rel=1e-6)
+    for ours, reference in zip(others, gradients, strict=True):
+        torch.testing.assert_close(ours, reference)
+    assert seen == [4 * 12, count if narrowed else 4 * 12]
+
+
+def test_predictions_only_where_a_label_is_under_a_stack(monkeypatch):
+    base = llama()
+    batch = collate([Encoded(tuple(range(3, 3 + n)), 2) for n in (5, 8)], 0)
+    with attach(base, two_skills(base)) as stack:
+        stack.set_coefficients(torch.rand(2, len(stack.modules), generator=torch.Generator().manual_seed(0)))
+        whole, _ = token_loss(base, batch)
+        monkeypatch.setattr(loop, "LARGE_VOCABULARY", 1)
+        assert float(token_loss(base, batch)[0]) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_a_row_without_labels_has_no_loss(monkeypatch):
+    monkeypatch.setattr(loop, "LARGE_VOCABULARY", 1)
+    value, tokens = token_loss(llama(), collate([Encoded((3, 4, 5), 3)], 0))
+    assert float(value) == 0 and tokens == 0
 
 
 def test_early_stop_keeps_what_was_learned():

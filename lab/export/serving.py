@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 from lab.export.gguf import FILE
-from lab.lora.adapter import layer_and_kind
 from lab.lora.base import EMBEDDED
+from lab.lora.module_names import parse
 from lab.lora.peft_io import ENGINE_RANKS, WEIGHTS, engine_rank, find_folder, read_config
 
 
@@ -119,7 +119,8 @@ def _sglang(config: Mapping, shapes: Mapping) -> str:
 def _lorax(config: Mapping, shapes: Mapping) -> str:
     found: dict[str, set[int]] = defaultdict(set)
     for key in shapes:
-        layer, kind = layer_and_kind(key.partition(".lora_")[0])
+        module = key.partition(".lora_")[0]
+        layer, kind = parse(module).layer, module.rpartition(".")[2]
         if layer is not None:
             found[kind].add(layer)
     every = set().union(*found.values())

@@ -6,7 +6,6 @@ s·B·A (out × in), whatever the orientation in which the base model stores its
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lab.errors import LabError
+from lab.lora.module_names import natural_order, parse
 
-_NUMBER = re.compile("[0-9]{1,18}")
 LARGEST = 1e12  # of any entry: its square is still far from the largest fp32
 
 
@@ -116,17 +115,6 @@ class LoraAdapter:
         return digest.hexdigest()
 
 
-def natural_order(module: str) -> tuple:
-    """Sort key under which `layers.2` comes before `layers.10`."""
-    return tuple((0, int(part), "") if _NUMBER.fullmatch(part) else (1, 0, part) for part in module.split("."))
-
-
-def layer_and_kind(module: str) -> tuple[int | None, str]:
-    """The number of a module's layer (the first in its name; None: it is in no layer) and its kind, the last part of the name."""
-    number = next((int(part) for part in module.split(".") if _NUMBER.fullmatch(part)), None)
-    return number, module.rpartition(".")[2]
-
-
 def filled(adapter: LoraAdapter) -> LoraAdapter:
     """The adapter with updates of zero where a layer lacks a kind of module that another has: engines that serve by kind need it.
 
@@ -135,7 +123,7 @@ def filled(adapter: LoraAdapter) -> LoraAdapter:
     """
     places: dict[tuple[str, str], dict[int, str]] = {}
     for module in adapter.modules:
-        layer, _ = layer_and_kind(module)
+        layer = parse(module).layer
         if layer is not None:
             before, _, after = module.partition(f".{layer}.")
             places.setdefault((before, after), {})[layer] = module

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from lab.errors import LabError
-from lab.lora.adapter import LoraAdapter, module_names, natural_order, some_of
+from lab.lora.adapter import LoraAdapter, module_names, some_of
+from lab.lora.module_names import natural_order
 
 
 def linear_shape(layer: nn.Module) -> tuple[int, int] | None:

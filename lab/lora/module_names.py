@@ -5,9 +5,11 @@ fused experts of transformers 5; a name of another architecture is kept longer, 
 """
 
 import functools
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+_NUMBER = re.compile("[0-9]{1,18}")  # no more: a name is anybody's text
 ATTENTION, MLP, MIXER, EMBEDDING, OTHER = "attention", "mlp", "mixer", "embedding", "other"
 _CONTAINERS = {
     ATTENTION: ("self_attn", "attn", "attention", "self_attention", "SelfAttention", "cross_attn", "encoder_attn", "linear_attn"),
@@ -44,7 +46,7 @@ class Place:
 def parse(module: str) -> Place:
     """The place of a module, by its name as in `model.named_modules()`. The first number with something behind it is the layer's."""
     parts = module.split(".")
-    at = next((i for i, part in enumerate(parts[:-1]) if part.isdecimal()), None)
+    at = next((i for i, part in enumerate(parts[:-1]) if _NUMBER.fullmatch(part)), None)
     if at is None:
         return Place("", None, EMBEDDING if parts[-1] in _EMBEDDINGS else OTHER, module)
     inner = parts[at + 1 :]
@@ -63,7 +65,7 @@ def usual_order(projection: str) -> tuple:
 
 def natural_order(module: str) -> tuple:
     """Sort key under which `layers.2` comes before `layers.10`."""
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in module.split("."))
+    return tuple((0, int(part), "") if _NUMBER.fullmatch(part) else (1, 0, part) for part in module.split("."))
 
 
 def places_of(modules: Iterable[str]) -> dict[str, tuple[int | None, str]]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from lab.errors import LabError
 from lab.files import atomic_folder, write_atomic
-from lab.lora.adapter import LoraAdapter, LoraFactors, layer_and_kind, some_of
+from lab.lora.adapter import LoraAdapter, LoraFactors, some_of
 from lab.lora.compatibility import check_compatible
+from lab.lora.module_names import parse
 from lab.lora.targets import Expressions, left_out, pattern_value
 
 CONFIG = "adapter_config.json"
@@ -473,7 +474,7 @@ def targets(modules: Iterable[str]) -> list[str]:
     modules = list(modules)
     layers: dict[str, set[int]] = {}
     for module in modules:
-        layer, kind = layer_and_kind(module)
+        layer, kind = parse(module).layer, module.rpartition(".")[2]
         if layer is None:
             return modules
         layers.setdefault(kind, set()).add(layer)

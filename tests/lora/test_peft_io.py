@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from lab.errors import LabError
 from lab.export.report import inspect
-from lab.lora.adapter import LoraAdapter, LoraFactors, natural_order
+from lab.lora.adapter import LoraAdapter, LoraFactors
 from lab.lora.compatibility import compatibility_problems
+from lab.lora.module_names import natural_order
 from lab.lora.peft_io import load, save
 from tests.campaigns.adapters import HANGING, campaign
 from tests.tiny_models import llama, logits, peft_model, relative_error

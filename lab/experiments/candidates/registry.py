@@ -12,6 +12,7 @@ from functools import partial
 from typing import Literal
 
 from lab.errors import LabError
+from lab.experiments.candidates.making import learned, static
 from lab.experiments.context import Entry, RunContext
 from lab.experiments.section import Section
 from lab.merging import METHODS
@@ -70,8 +71,6 @@ def candidate(name: str, label: str, role: str, *, source: str = "", **facts) ->
 
 def of_method(name: str) -> Candidate:
     """A method of lab.merging as a candidate, with its default parameters."""
-    from lab.experiments.candidates.merges import learned, static  # which registers candidates itself
-
     method = METHODS[name]
     if method.recipe is None:
         make, cost = static, "nothing"

@@ -483,4 +483,4 @@ def test_the_committed_site_is_whole_and_small():
         for path in folder.rglob("*")
         if path.is_file() and path.relative_to(folder).parts[0] not in ("quick", "small", "paper")
     ]
-    assert sum(path.stat().st_size for path in own) < 15e6
+    assert sum(path.stat().st_size for path in own) < 25e6 and (folder / "index.html").stat().st_size < 0.5e6

@@ -115,13 +115,13 @@ def test_without_scripts_the_leaderboard_is_a_table_and_the_rest_says_where_to_l
 
 def test_completions_are_chosen_by_keys_filters_and_seeds(go, browser):
     go("completions-s5_1_math_code.html")
-    assert browser.js("$('#method').value") == "Learned CAT"
+    assert browser.js("$('#method').value") == "CAT"
     browser.js("$('#problem').focus()")
     press(browser, "ArrowDown", 40)
     browser.wait("$('#shown h2').textContent === 'hard-1'")
     assert "Question: second?" in browser.js("$('#shown .prompt').textContent")
     labels = browser.js("$$('#shown article h3').map(e => e.textContent)")
-    assert labels[0] == "Learned CAT" and {"Base", "Few-shot base", "maths skill", "code skill"} < set(labels)
+    assert labels[0] == "CAT" and {"Base", "Few-shot base", "maths skill", "code skill"} < set(labels)
     assert browser.js("$$('#shown details pre').map(e => e.textContent)") == ["Question: how?\nProgram: so."]
     choose(browser, "#outcome", "only")
     assert browser.js("[...$('#problem').options].map(o => o.value)") == ["hard-1", "hard-2"]
@@ -134,7 +134,7 @@ def test_completions_are_chosen_by_keys_filters_and_seeds(go, browser):
     shown = browser.js(
         "Object.fromEntries($$('#shown article').map(a => [a.querySelector('h3').textContent, a.innerText]))"
     )
-    assert "cat 1" in shown["Learned CAT"] and "base 0" in shown["Base"]
+    assert "cat 1" in shown["CAT"] and "base 0" in shown["Base"]
     browser.js("$('#roles input[value=base]').click()")
     browser.wait("!$$('#shown h3').some(e => e.textContent === 'Base')")
     browser.click("#next")

@@ -198,6 +198,6 @@ def test_presets_reject_nonsense():
     for field, value in wrong.items():
         with pytest.raises(LabError, match=f"{field} is "):
             get_preset("embedded", **{field: value})
-    assert set(PRESETS) == {"embedded", "small", "paper"}
+    assert set(PRESETS) == {"embedded", "laptop", "small", "paper"}
     paper = PRESETS["paper"]
     assert (paper.rank, paper.lora_alpha, paper.dropout, paper.learning_rate, paper.epochs) == (32, 64, 0.05, 3e-4, 3)

@@ -138,7 +138,7 @@ def test_completions_are_chosen_by_keys_filters_and_seeds(go, browser):
     browser.js("$('#roles input[value=base]').click()")
     browser.wait("!$$('#shown h3').some(e => e.textContent === 'Base')")
     browser.click("#next")
-    assert browser.js("location.hash") == "#seed=1&method=Learned+CAT&outcome=&problem=hard-1"
+    assert browser.js("location.hash") == "#seed=1&method=CAT&outcome=&problem=hard-1"
 
 
 def test_an_address_leads_to_its_problem(go, browser):

@@ -15,7 +15,7 @@ from lab.experiments.context import RunContext, applied
 from lab.experiments.presets import get_preset
 from lab.experiments.sections import MATH_CODE, QABOT, qabot
 from lab.experiments.store import Store
-from lab.lora import adapter as adapters_of
+from lab.lora import peft_io as adapters_of
 from lab.lora.base import load_base
 from lab.lora.stacked import folded
 from lab.tasks import Example, instruction, manual, manual_qa

@@ -26,7 +26,7 @@ _NEIGHBOURS = 1000  # blocks on each side of solution() that may belong to it: r
 _DIGITS = 10_000  # of a whole number: reading it takes their square, and no program's value has more characters
 _INTEGER = re.compile(r"[+-]?\d+(?:_\d+)*", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?", re.ASCII)
-_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_ESCAPE = re.compile(r"\\([4-7][0-7]{2}|.)", re.DOTALL)
 _KNOWN_ESCAPES = frozenset("\\'\"abfnrtvxuUN01234567\r\n")
 _GLUED = re.compile(r"\b(\d\w*?)(?=and|else|for|if|in|is|not|or)")  # a number and a keyword without a space between
 _STRING = re.compile(r"""\\.|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
@@ -107,8 +107,14 @@ def _statements(text: str) -> list[ast.stmt] | None:
 
 
 def _known_escapes(text: str) -> str:
-    """The same program or literal (except raw strings) without escapes that Python would warn of."""
-    return _ESCAPE.sub(lambda match: match[0] if match[1] in _KNOWN_ESCAPES else "\\" + match[0], text)
+    """The same program or literal (except raw strings and bytes) without escapes that Python would warn of."""
+
+    def known(match: re.Match) -> str:
+        if len(match[1]) == 3:  # octal, beyond a byte
+            return f"\\u{int(match[1], 8):04x}"
+        return match[0] if match[1] in _KNOWN_ESCAPES else "\\" + match[0]
+
+    return _ESCAPE.sub(known, text)
 
 
 def _belongs(block: str) -> bool:

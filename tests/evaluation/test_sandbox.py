@@ -247,9 +247,10 @@ def test_offered_packages():
     """numpy and sympy are there, their numbers come back as Python's; what is installed beside them is not."""
     with_numpy = "import numpy as np\n" + body("return np.float64(0.5), np.int64(3), np.arange(2), np.linalg.inv([[2.0]])")
     with_sympy = "from sympy import *\n" + body("x = Symbol('x')", "return solve(2 * x - 1, x) + [Integer(3), sqrt(4), I, x]")
-    outcomes = run_programs([with_numpy, with_sympy, body("import mpmath", "return 1"), body("import pytest", "return 1")])
+    wanted = [with_numpy, with_sympy, body("import mpmath", "return 1"), body("import pytest", "return 1")]
+    outcomes = run_programs(wanted, limits=Limits(wall_seconds=PATIENCE, cpu_seconds=PATIENCE))
     values = [outcome.value for outcome in outcomes[:3]]
-    assert values == ["(0.5, 3, [0, 1], [[0.5]])", "[0.5, 3, 2, <ImaginaryUnit>, <Symbol>]", "1"]
+    assert values == ["(0.5, 3, [0, 1], [[0.5]])", "[0.5, 3, 2, <ImaginaryUnit>, <Symbol>]", "1"], outcomes
     assert outcomes[3].status == "module not offered" and "pytest" in outcomes[3].message
     assert "numpy, sympy, mpmath" in outcomes[3].message
 

@@ -129,8 +129,9 @@ def spectrum_lines(adapters: Sequence[LoraAdapter]) -> dict[str, list[float]]:
     return lines
 
 
-def as_grid(values: Mapping[str, object]) -> pd.DataFrame:
+def as_grid(values: Mapping[str, object] | pd.Series) -> pd.DataFrame:
     """Values of modules (by name) as layers × projections, for `figures.heatmaps`; missing where a layer has no such module."""
+    values = dict(values)  # a Series, too, is one of names to values
     layers, projections, places = grid(values)
     found = {(layers[row], projections[column]): values[module] for module, (row, column) in places.items()}
     return pd.Series(found).unstack().reindex(columns=projections).sort_index()

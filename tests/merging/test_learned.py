@@ -375,7 +375,7 @@ def make_router(with_objective: bool):
 
         toy_router.objective = objective
     toy_router.__name__ = "toy_router"
-    merge_method(paper="https://example.org", formula="x", recipe=Recipe(0.1, 4, steps=3))(toy_router)
+    merge_method(label="x", paper="https://example.org", formula="x", recipe=Recipe(0.1, 4, steps=3))(toy_router)
 
 
 @pytest.mark.parametrize("with_objective", [False, True])

@@ -70,7 +70,7 @@ def test_registry_holds_the_family_with_sources_and_formulas():
 
 
 def test_signature_is_the_schema(registered):
-    @merge_method(paper="https://example.org", formula="x", weights="one")
+    @merge_method(label="x", paper="https://example.org", formula="x", weights="one")
     def example(
         deltas,
         weights,
@@ -113,11 +113,11 @@ def test_signature_is_the_schema(registered):
     merge("example", adapters, density=1, k=3, how="b", flag=True)
 
     with pytest.raises(ValueError, match="two merging methods"):
-        merge_method(paper="https://example.org", formula="x")(example)
+        merge_method(label="x", paper="https://example.org", formula="x")(example)
 
 
 def test_unusable_signatures_are_errors_for_the_author(registered):
-    decorate = merge_method(paper="https://example.org", formula="x")
+    decorate = merge_method(label="x", paper="https://example.org", formula="x")
     with pytest.raises(ValueError, match="positional"):
         decorate(lambda tensors: tensors)
 
@@ -140,7 +140,7 @@ def test_unknown_method_lists_the_valid_ones():
 
 
 def test_random_methods_draw_per_module_whatever_the_order_of_skills(registered, base):
-    @merge_method(paper="https://example.org", formula="x")
+    @merge_method(label="x", paper="https://example.org", formula="x")
     def noise(deltas, weights, *, generator: torch.Generator):
         return torch.einsum("k,koi->oi", torch.rand(len(deltas), generator=generator), deltas)
 
@@ -292,7 +292,7 @@ def test_truncation_records_the_discarded_energy(base):
 
 
 def test_full_rank_results_are_cut_to_the_sum_of_ranks(base, registered):
-    @merge_method(paper="https://example.org", formula="sign")
+    @merge_method(label="x", paper="https://example.org", formula="sign")
     def signs(deltas, weights):
         return deltas.sum(0).sign()
 
@@ -409,8 +409,10 @@ def test_equal_cat_is_cat_static_with_unequal_modules(base):
     """Peer defect: unequal target modules crash the released code. An absent module is a zero update here."""
     model = copy.deepcopy(base)
     with attach(model, three_skills(base)) as stack:
-        frozen = freeze(stack, build("cat", stack))
+        frozen = freeze(stack, build("cat_softmax", stack))
+        halves = freeze(stack, build("cat", stack))
     same_update(frozen, merge("cat_static", three_skills(base)))
+    same_update(halves, merge("cat_static", three_skills(base), [0.5] * 3))
 
 
 @pytest.mark.parametrize("method", ["cat", "cat_released", "cat_random"])

@@ -273,7 +273,7 @@ def test_uploads_as_zip_and_as_files(tmp_path):
         ({"adapter_model.bin": b"\x80\x04"}, "pickled"),
         ({"readme.txt": "hello"}, "adapter_config.json"),
         ({"adapter_config.json": "{", "adapter_model.safetensors": b""}, "JSON"),
-        ({"adapter_config.json": '{"peft_type": "LORA"}', "adapter_model.safetensors": b"abc"}, "truncated"),
+        ({"adapter_config.json": '{"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}', "adapter_model.safetensors": b"abc"}, "truncated"),
         ({"adapter_model.safetensors": bytes(60 << 20)}, "unpack"),
         ({"a/adapter_config.json": "{}", "b/adapter_config.json": "{}"}, "several"),
     ],

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from tqdm import tqdm
 
 from lab.errors import LabError
@@ -24,7 +23,7 @@ from lab.experiments.candidates import Candidate, describe
 from lab.experiments.context import Entry, RunContext, asked_digest, open_contexts
 from lab.experiments.presets import Preset
 from lab.experiments.section import Section
-from lab.files import content_hash, write_atomic
+from lab.files import content_hash, lock, write_atomic
 from lab.lora.adapter import LoraAdapter
 from lab.lora.stacked import folded
 from lab.merging import METHODS, get_method, learn, merge
@@ -69,7 +68,7 @@ def sweep(
     key = content_hash(context.coefficient_key(**made), asked, context.decoding_key, HELD_OUT_ROWS)
     file = Path(out) / "sweeps" / f"{section.name}-{method}-seed{seed}-{key[:10]}.jsonl"
     Path(artifacts).mkdir(parents=True, exist_ok=True)
-    with FileLock(Path(artifacts) / f".{file.name}.lock"):
+    with lock(Path(artifacts) / f".{file.name}.lock"):
         head, done = _read(file)
         if not head:
             head = {

@@ -187,6 +187,11 @@ def load_router(folder: str | Path, stack: Stack) -> Router:
     return router
 
 
+def check_router(folder: Path) -> None:
+    """Raise LabError where `load_router` would for missing, damaged or non-finite content."""
+    _read(folder)
+
+
 def _read(folder: Path) -> tuple[str, dict[str, object], dict[str, str], dict[str, Tensor]]:
     """Method, parameters, digests by skill, tensors."""
     for name in (RECIPE, WEIGHTS):

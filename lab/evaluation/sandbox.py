@@ -137,6 +137,14 @@ class Isolation:
         """Whether anything that must be blocked is possible here."""
         return set(self.blocked) != set(_ATTEMPTS)
 
+    @property
+    def told(self) -> str:
+        """For a record: the name and, where the level is weak, what still holds and what does not."""
+        if not self.weak:
+            return self.name
+        possible = ", ".join(name for name in _ATTEMPTS if name not in self.blocked)
+        return f"{self.name} (limits of time and memory hold, and what is believed of a result; programs are not kept from {possible})"
+
 
 _REPORTED = tuple(field.name for field in dataclasses.fields(Outcome))
 

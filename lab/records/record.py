@@ -36,7 +36,8 @@ class RunRecord:
     wordings of one question. classes: reason -> count, over all
     problems. own: skill -> this method's score on that skill's own test. parameters, hashes, environment: JSON-able.
     coefficients: None or {'skills': [...], 'modules': [...], 'values': skills x modules}. loss: per step, or None.
-    seconds: stage -> seconds. sandbox: isolation level. key: content hash of all that determines the result.
+    seconds: stage -> seconds. sandbox: isolation level, and what still holds
+    of it where it is weak. key: content hash of all that determines the result.
     completions: sha256 of the completions beside it. path: where the record lies; not part of its content.
     """
 

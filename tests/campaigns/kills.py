@@ -247,7 +247,7 @@ def kept_aside(folder: Path, job: Job) -> str:
     return content_hash(*kept) if "without" in job.name and not (folder / "both").exists() else ""
 
 
-def campaign(kills: int, seed: int = 0) -> Tally:
+def campaign(kills: int, seed: int = 0, every: int = 0) -> Tally:
     tally, draw = Tally(), random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         root = Path(name)
@@ -290,11 +290,13 @@ def campaign(kills: int, seed: int = 0) -> Tally:
             if left := entries(folder, job):
                 tally.left.append(f"left over: {what}: {left}")
             shutil.rmtree(folder)
+            if every and tally.kills.total() % every == 0:
+                print(tally.text(), flush=True)
     return tally
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    found = campaign(*(int(text) for text in sys.argv[1:3] or ["500"]))
+    found = campaign(*(int(text) for text in sys.argv[1:3] or ["500"]), every=20)
     print(found.text())
     sys.exit(not found.clean)

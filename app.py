@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from lab.app import scratch
 from lab.app.context import Context
 from lab.app.engine import Engine
 from lab.app.page import build_page
@@ -41,6 +42,7 @@ def build_app(
     default, on the embedded base, the shipped skills. results: folder with the records. files: where votes are kept.
     shared: others than this machine can reach the page; then visitors may only name folders under `roots` and upload.
     """
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(scratch.root() / "gradio"))  # uploads of a killed app are not left for ever
     chosen = get_preset(preset)
     source = base or chosen.base
     engine = Engine(source, revision=None if base else chosen.revision, dtype=chosen.dtype, device=device)

@@ -4,15 +4,19 @@
 Here the port is bound first, so what is wrong with it is told by the system, and nothing is asked.
 """
 
+import functools
 import ipaddress
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 
 from lab.errors import LabError
 
@@ -71,6 +75,7 @@ def mounted(blocks: gr.Blocks) -> FastAPI:
         primary_hue="blue", font=system, font_mono=mono, spacing_size="sm", radius_size="sm", text_size="md"
     )
     blocks.state_session_capacity = PAGES
+    blocks.preprocess_data = _telling_what_does_not_fit(blocks.preprocess_data)
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         blocks,
@@ -86,7 +91,29 @@ def mounted(blocks: gr.Blocks) -> FastAPI:
         show_error=False,
         mcp_server=False,
         pwa=False,
+        app_kwargs={"exception_handlers": {RequestValidationError: _not_readable}},
     )
+
+
+async def _not_readable(request: Request, error: RequestValidationError) -> JSONResponse:
+    """FastAPI's own answer repeats what was sent, and fails where that is no text or no number of JSON."""
+    return JSONResponse({"error": "The request cannot be read; /gradio_api/info tells what each endpoint takes."}, 422)
+
+
+def _telling_what_does_not_fit(preprocess: Callable) -> Callable:
+    """Gradio's own check of what was sent, whose errors would reach a program without a word and the terminal in fifty lines."""
+
+    @functools.wraps(preprocess)
+    async def checked(*arguments, **options):
+        try:
+            return await preprocess(*arguments, **options)
+        except gr.Error:
+            raise
+        except Exception as error:  # of each component its own
+            said = "What was sent does not fit this endpoint; /gradio_api/info tells what it takes."
+            raise gr.Error(said, print_exception=False) from error
+
+    return checked
 
 
 def is_loopback(host: str) -> bool:

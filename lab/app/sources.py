@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from lab.errors import LabError
 from lab.experiments.context import SHIPPED
+from lab.files import temporary_folder
 from lab.lora import peft_io
 from lab.lora.adapter import LoraAdapter
 from lab.lora.peft_io import CONFIG, WEIGHTS
@@ -77,12 +77,16 @@ def open_adapter(source: str, access: Access = Access(), *, taken: Sequence[str]
     source = source.strip()
     if not source:
         raise LabError("Name the folder of a PEFT adapter, or a Hub id such as owner/name.")
-    if "\0" in source or len(source) > 1000:
+    if "\0" in source or len(source) > 1000 or any(len(part.encode()) > 255 for part in source.split("/")):
         raise LabError("That is no folder and no Hub id.")
     named = re.fullmatch(r"([\w.-]+)=(.+)", source)
     name, source = (named[1], named[2]) if named and not Path(source).exists() else ("", source)
     access.check(source)
-    return peft_io.load(source, name=clean_name(name or Path(source).expanduser().resolve().name, taken))
+    try:
+        name = name or Path(source).expanduser().resolve().name
+    except (OSError, RuntimeError) as error:  # a loop of links, or a home that nobody has
+        raise LabError("That is no folder and no Hub id.") from error
+    return peft_io.load(source, name=clean_name(name, taken))
 
 
 def open_uploads(files: Sequence[str | Path], *, taken: Sequence[str] = ()) -> list[LoraAdapter]:
@@ -97,8 +101,8 @@ def open_uploads(files: Sequence[str | Path], *, taken: Sequence[str] = ()) -> l
     if not parcels:
         raise LabError("Choose a zip of a PEFT folder, or its files adapter_config.json and adapter_model.safetensors.")
     for label, parcel in parcels:
-        with tempfile.TemporaryDirectory(prefix="adapter-") as folder:
-            inside = Path(folder) / "adapter"
+        with temporary_folder("upload") as folder:
+            inside = folder / "adapter"
             inside.mkdir()
             if isinstance(parcel, Path):
                 label = _unpack(parcel, inside) or label

@@ -93,7 +93,9 @@ def read_recipe(text: str) -> dict:
 def apply_recipe(session: Session, recipe: Mapping) -> str:
     """Set the recipe's alphas, or add its method as a column; gives what was done. Raises LabError."""
     grid = session.need()
-    inputs = {i.get("name"): i.get("digest") for i in recipe.get("inputs", ()) if isinstance(i, Mapping)}
+    told = recipe.get("inputs", ())
+    told = told if isinstance(told, list | tuple) else ()
+    inputs = {str(i.get("name")): i.get("digest") for i in told if isinstance(i, Mapping)}
     ours = {a.name: a.digest() for a in session.adapters}
     strange = [name for name in inputs if name not in ours]
     if strange:

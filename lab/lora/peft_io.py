@@ -104,12 +104,16 @@ def load(
 
 def find_folder(source: str | Path, revision: str | None = None) -> Path:
     """The adapter's folder here, after fetching it where `source` is a Hub id. Raises LabError where there is none."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(source).expanduser()
+        there, is_folder = folder.exists(), folder.is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, or of a home that nobody has
+        there, is_folder = True, False
+    if is_folder:
         return folder
     if (
         isinstance(source, Path)
-        or folder.exists()
+        or there
         or not re.fullmatch(r"[\w.-]+/[\w.-]+", source)
         or source.startswith(".")
     ):

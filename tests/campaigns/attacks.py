@@ -38,7 +38,9 @@ return bool(base.execute('select * from x.sqlite_master').fetchall()) or True"""
     "changes into the canaries": "os.chdir(FOLDER); return bool(os.listdir('.'))",
     "changes into the canaries by descriptor": "os.fchdir(os.open(FOLDER, os.O_PATH)); return True",
     "reads through a descriptor of the root": "return os.open(SECRET.lstrip('/'), 0, dir_fd=os.open('/', os.O_PATH)) >= 0",
-    "asks for the path of its descriptors": "return bool(os.readlink('/proc/self/fd/3'))",
+    # Of its own it may: names are no content.
+    "asks for the paths of others": "return bool(os.readlink(f'/proc/{PARENT}/cwd') or os.readlink(f'/proc/{PARENT}/exe'))",
+    "asks for the paths of others' descriptors": "return bool(os.readlink(f'/proc/{PARENT}/fd/0') or os.readlink('/proc/1/fd/0'))",
     "lists its descriptors": "return bool(os.listdir('/proc/self/fd')) or bool(os.listdir('/dev/fd'))",
     "reads accounts' file": "return bool(open('/etc/passwd').read())",
     "reads passwords": "return bool(open('/etc/shadow').read())",
@@ -122,7 +124,9 @@ return libc.mprotect(ctypes.c_void_p(place), 4096, 3) == 0""",
     "cuts a library on opening": "return os.open(os.__file__, os.O_RDONLY | os.O_TRUNC) >= 0",
     "opens a library for writing and reading": "return os.open(os.__file__, os.O_RDWR) >= 0",
     "sets a time on a library": "return libc.utimensat(-100, os.__file__.encode(), None, 0) == 0",
-    "takes a snapshot of namespaces": "return os.open('/proc/self/ns/user', 0) >= 0",
+    "takes hold of the parent's namespaces": "return os.open(f'/proc/{PARENT}/ns/mnt', 0) >= 0",
+    "asks who owns its namespaces": "return fcntl.ioctl(os.open('/proc/self/ns/user', 0), 0xB702) >= 0",
+    "enters a namespace that it may open": "return libc.setns(os.open('/proc/self/ns/user', 0), 0) == 0",
     "maps other users": "open('/proc/self/uid_map', 'w').write('0 0 1'); return True",
     "sets the machine's settings": "return open('/proc/sys/kernel/hostname', 'w').write('x') > 0",
     "asks for the shared clock page": "return open('/dev/ptp0', 'rb') is not None",
@@ -146,12 +150,6 @@ FORGED = {
     "says it three times": "os.write(3, (b'x' * 32 + CLAIM) * 3); os._exit(0)",
     "fills the pipe and sleeps": "os.write(3, CLAIM.ljust(60000)); time.sleep(1000)",
     "writes and waits to be read": "while True: os.write(3, CLAIM)",
-    "patches the write to loop": """
-def forever(*_):
-    while True: pass
-os.write = forever
-return 42""",
-    "patches the write to sleep": "os.write = lambda *_: time.sleep(1000)\nreturn 42",
     "loops on the way out": """
 def trace(frame, event, what):
     while event == 'return': pass

@@ -44,7 +44,7 @@ def build(page: Page, blocks: gr.Blocks) -> None:
         def parameters(name):
             chosen = [p for p in schema(name) if p.name != "seed"]
             gr.Markdown(f"{METHODS[name].summary} `{METHODS[name].formula}` ([source]({METHODS[name].paper}))")
-            gr.Markdown(_note(METHODS[name]))
+            gr.Markdown(_note(METHODS[name], context.showcase.target))
             with gr.Row():
                 made = [control(p, **(FIRST["parameters"] if name == FIRST["method"] else {})) for p in chosen]
             start = gr.Button("Learn", variant="primary", elem_id="start-learning")
@@ -149,7 +149,7 @@ def _own(data: str, files: list[str] | None) -> list[str] | None:
     return (files or []) if data == DATA[1] else None
 
 
-def _note(method) -> str:
+def _note(method, target: str) -> str:
     """What is special about what a method learns from or gives."""
     told = []
     if method.kind == "router":
@@ -160,7 +160,7 @@ def _note(method) -> str:
     if method.recipe.data == "target":
         told.append(
             f"It searches without gradients, on examples of the **target** itself, which no other method sees: "
-            f"{method.recipe.rows} worked problems of hard_math_code (fewer where fewer are known), or all rows of your "
+            f"{method.recipe.rows} worked problems of {target} (fewer where fewer are known), or all rows of your "
             f"files. Steps are its tries; learning rate and rows per step are not used."
         )
     if method.recipe.data == "prompts":

@@ -18,6 +18,7 @@ from lab.app.engine import Engine, shared_copy
 from lab.app.jobs import Jobs
 from lab.app.learning import Material, layers_job, learn_job, own_material, target_material, weigh
 from lab.app.session import Session
+from lab.app.showcase import WORD_PROBLEMS
 from lab.app.sources import Access, open_adapter, open_uploads, read_pairs, read_prompts, shipped_skills
 from lab.app.streaming import Decoding, stream
 from lab.app.tab_compare import _ratings
@@ -533,7 +534,7 @@ def test_routers_answer_beside_the_others_and_can_be_taken_home(engine, session,
 
 
 def test_lorahub_learns_from_examples_of_the_target(engine, session):
-    rows = target_material(engine, get_preset("embedded"), 5)
+    rows = target_material(engine, get_preset("embedded"), WORD_PROBLEMS, 5)
     outcome = learned(engine, session, "lorahub", {"semantics": "delta"}, steps=4, rows=rows)
     weights = outcome.recipe["weights"]
     assert outcome.alphas[:, 0].tolist() == pytest.approx([weights["maths"], weights["code"]], abs=1e-4)

@@ -23,7 +23,7 @@ MATH_CODE = Section("s5_1_math_code", (maths.TASK, code.TASK), hard_math_code.TA
 # What a real base of 135 million parameters can learn on a CPU: shorter rows, and easier problems beside GSM-Hard.
 SHORT_MATH_CODE = Section(
     "s5_1_math_code_short", (word_problems.MATHS, word_problems.CODE), word_problems.TARGET,
-    presets={"laptop": {"train_rows": 700, "max_tokens": 224, "shots": 1}}, passed_on=False,
+    presets={"laptop": {"train_rows": 600, "max_tokens": 160, "shots": 1}}, passed_on=False,
 )  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from lab.tasks.rows import read_rows, take
 from lab.tasks.splits import shuffled, split_rows
 
 TEST_ROWS = 100  # MAWPS has no test set here: its first rows are never trained on
-GSM8K_SHARE = 1 / 3  # rows of GSM8K for each of MAWPS: they are three times as long
-LONGEST = 600  # characters of a function: a real base of this size on a CPU learns from short ones
+GSM8K_SHARE = 1 / 3  # rows of GSM8K for each of MAWPS
+LONGEST = {"function": 300, "GSM8K": 400}  # characters of a row: on a CPU, a real base learns from short ones
 SETS = {"SVAMP": "word_problems/svamp_first500.jsonl", "ASDiv": "word_problems/asdiv_first1000.jsonl", "GSM-Hard": "gsm_hard/gsmhardv2_first660.jsonl"}
 MAWPS = "word_problems/mawps_train.jsonl"
 _SIGNS = {ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mult: ("*", operator.mul), ast.Div: ("/", operator.truediv)}
@@ -67,7 +67,9 @@ def load_maths(source: str, split: str, count: int | None, seed: int) -> list[Ex
     if split == "test":
         rows = rows[:TEST_ROWS]
     else:
-        longer = [(r["question"], maths.gsm8k_solution(r["answer"])) for r in read_rows(folder / "gsm8k/train.jsonl", ("question", "answer"))]
+        found = read_rows(folder / "gsm8k/train.jsonl", ("question", "answer"))
+        longer = [(row["question"], maths.gsm8k_solution(row["answer"])) for row in found]
+        longer = [pair for pair in longer if sum(map(len, pair)) <= LONGEST["GSM8K"]]
         rows = rows[TEST_ROWS:]
         rows = shuffled(split_rows(rows, split) + split_rows(longer[: int(len(rows) * GSM8K_SHARE)], split), seed)
     return [
@@ -81,7 +83,7 @@ def load_code(source: str, split: str, count: int | None, seed: int) -> list[Exa
     rows = {}
     for file in (code.FILE, "new_codealpaca.json"):
         for row in read_rows(_folder(source) / "code_alpaca" / file, ("instruction", "input", "output")):
-            if len(row["output"]) <= LONGEST and _is_function(row["output"]):
+            if len(row["output"]) <= LONGEST["function"] and _is_function(row["output"]):
                 rows.setdefault(f"{row['instruction']}\n{row['input']}".strip(), row["output"].rstrip())
     pairs = list(rows.items())
     pairs = pairs[: code.TEST_ROWS] if split == "test" else shuffled(split_rows(pairs[code.TEST_ROWS :], split), seed)

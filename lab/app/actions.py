@@ -31,13 +31,15 @@ from lab.app.votes import Vote
 from lab.errors import LabError
 from lab.evaluation.sandbox import run_programs
 from lab.evaluation.scorers import Verdict, extract_program, score_final_number, score_program
+from lab.experiments.candidates import describe
+from lab.experiments.section import title_of
 from lab.export.report import SetReport, on_one_base
 from lab.export.report import report as report_on
 from lab.lora.adapter import LoraAdapter
 from lab.merging import METHODS, get_method
 from lab.pages.figures import Chart, method_bars
 from lab.records import tables
-from lab.records.record import read_records
+from lab.records.record import read_records, skill_names
 from lab.tasks import Example, prompts
 
 OWN_ROWS = 20_000  # read of a file
@@ -440,7 +442,7 @@ def learn_use(context: Context, session: Session, job: str = "") -> str:
 def learn_column(context: Context, session: Session, job: str = "") -> str:
     """Add what a job has learned, an adapter or a router, as a column; gives its name."""
     outcome = _learned(context, session, job)
-    return session.add(f"learned {outcome.recipe['method']}", outcome.result(session.adapters))
+    return session.add(f"learned {METHODS[outcome.recipe['method']].label}", outcome.result(session.adapters))
 
 
 def delta_nll(
@@ -518,7 +520,7 @@ def sections(context: Context) -> tuple[dict[str, list], list[str]]:
     records, damaged = read_records(context.results)
     found: dict[str, list] = {}
     for record in records:
-        name = f"{record.section} · {record.preset} · {record.n + record.unscored} problems"
+        name = f"{title_of(record.section)} · {record.preset} · {record.n + record.unscored} problems"
         found.setdefault(name, []).append(record)
     return found, damaged
 
@@ -526,14 +528,22 @@ def sections(context: Context) -> tuple[dict[str, list], list[str]]:
 _BOARDS: dict[tuple, tuple] = {}  # records are never edited, so their keys say whether a board is still right
 
 
-def board(records: list, reference: str = "cat") -> tuple:
-    """(chart, table as people read it)."""
+def board(records: list, part: str = "", reference: str = "cat") -> tuple:
+    """(chart, table as people read it) of the methods whose names hold `part`; no chart where none does."""
     key = tuple(record.key for record in records)
     if key not in _BOARDS:
         methods = {r.method for r in records}
         table = tables.result_table(records, reference if reference in methods else records[0].method)
-        _BOARDS[key] = method_bars(table), tables.format_table(table)
-    return _BOARDS[key]
+        _BOARDS[key] = table, tables.format_table(table)
+    table, shown = _BOARDS[key]
+    kept = [part.strip().lower() in label.lower() for label in table["label"]]
+    return method_bars(table[kept]) if any(kept) else None, shown[kept]
+
+
+def method_names(records: list) -> dict[str, str]:
+    """What each method of the records is called, by its id."""
+    skills = skill_names(records)
+    return {r.method: describe(r.method, skills).label for r in records}
 
 
 def results(context: Context, session: Session, section: str = "") -> dict:
@@ -567,9 +577,10 @@ def open_run(context: Context, session: Session, section: str, method: str, seed
     if record.coefficients:
         c: Mapping = record.coefficients
         takehome.apply_recipe(session, {"skills": c["skills"], "modules": c["modules"], "coefficients": c["values"]})
-        return columns, f"The mixer holds the coefficients of {method}, seed {seed}.{note}"
+        return columns, f"The mixer holds the coefficients of {describe(method, skills).label}, seed {seed}.{note}"
     if method in skills or method == "base":
         return list(dict.fromkeys(["base", method])), f"Compare asks {method}.{note}"
+    name = describe(method, skills).label
     if method not in METHODS or METHODS[method].recipe is not None:
-        raise LabError(f"{method} was trained and its weights are not among the records; Compare cannot open it.")
-    return [*columns, add_method(context, session, method)], f"{method} is a column of Compare.{note}"
+        raise LabError(f"{name} was trained and its weights are not among the records; Compare cannot open it.")
+    return [*columns, add_method(context, session, method, label=name)], f"{name} is a column of Compare.{note}"

@@ -246,7 +246,7 @@ def _summary(state: Comparison, names: dict[int, str]) -> str:
 def _dot(verdict: Verdict | None, name: str) -> str:
     mark = "dim" if verdict is None or verdict.score is None else "good" if verdict.score else "bad"
     told = "not judged" if verdict is None else verdict.reason
-    return f'<i class="dot {mark}" title="{escape(name)}: {escape(told)}"></i>'
+    return html.dot(mark, f"{name}: {told}")
 
 
 def _card(state: Comparison, i: int, c: int, name: str, against: str, hidden: bool) -> str:
@@ -264,7 +264,7 @@ def _card(state: Comparison, i: int, c: int, name: str, against: str, hidden: bo
             if question.gold and verdict.score == 0
             else ""
         )
-        foot = f'<footer><span class="verdict {mark}">{escape(verdict.reason)}</span>{shown}{gold}</footer>'
+        foot = f'<footer><span class="verdict {mark}">{html.SIGNS[mark]} {escape(verdict.reason)}</span>{shown}{gold}</footer>'
     elif answer.done and not state.done:
         foot = '<footer class="dim">…</footer>'
     caret = "" if answer.done else '<i class="caret"></i>'

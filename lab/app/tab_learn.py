@@ -17,7 +17,7 @@ DATA = ("the skills' own calibration data", "my rows (JSONL)")
 
 def build(page: Page, blocks: gr.Blocks) -> None:
     context = page.context
-    names = [m.name for m in learnable()]
+    names = [(m.label, m.name) for m in learnable()]
     with gr.Tab("Learn", id="learn"):
         with gr.Row():
             data = gr.Radio(DATA, value=DATA[0], label="Data", min_width=220, elem_id="learn-data")
@@ -45,7 +45,7 @@ def build(page: Page, blocks: gr.Blocks) -> None:
             chosen = [p for p in schema(name) if p.name != "seed"]
             gr.Markdown(f"{METHODS[name].summary} `{METHODS[name].formula}` ([source]({METHODS[name].paper}))")
             gr.Markdown(_note(METHODS[name], context.showcase.target))
-            with gr.Row():
+            with gr.Row(elem_id="learn-parameters", elem_classes=[f"of-{name}"]):
                 made = [control(p, **(FIRST["parameters"] if name == FIRST["method"] else {})) for p in chosen]
             start = gr.Button("Learn", variant="primary", elem_id="start-learning")
 
@@ -179,7 +179,7 @@ def _losses(found: dict) -> str:
         for label in labels:
             delta = losses[label] - found.get(label, found["base"])[label]
             told = f"{delta:+.3f}".replace("-", "−")
-            cells += [f"{losses[label]:.3f}", ("good", told) if delta <= 0.02 else told]
+            cells += [f"{losses[label]:.3f}", ("good", f"✓ {told}") if delta <= 0.02 else told]
         rows.append(("mixer (merge)" if column == "merge" else column, cells))
     return html.table([word for label in labels for word in (label, "Δ")], rows)
 
@@ -202,7 +202,7 @@ def _status(context, job: Job) -> str:
     losses = list(view.get("losses", ()))
     parts = [_bar(job, context.jobs.place(job))]
     if losses:
-        parts.append(html.dim(f"{view['method']}: step {len(losses)} of {view['steps']}, loss {losses[-1]:.3f}"))
+        parts.append(html.dim(f"{METHODS[view['method']].label}: step {len(losses)} of {view['steps']}, loss {losses[-1]:.3f}"))
     if job.result is not None and job.result.held_out is not None:
         parts.append(html.dim(f"loss on the run's own held-out rows: {job.result.held_out:.4f} nats per token"))
     if losses:

@@ -439,10 +439,11 @@ def learn_use(context: Context, session: Session, job: str = "") -> str:
     return session.text
 
 
-def learn_column(context: Context, session: Session, job: str = "") -> str:
+def learn_column(context: Context, session: Session, job: str = "", *, titled: bool = False) -> str:
     """Add what a job has learned, an adapter or a router, as a column; gives its name."""
     outcome = _learned(context, session, job)
-    return session.add(f"learned {METHODS[outcome.recipe['method']].label}", outcome.result(session.adapters))
+    method = outcome.recipe["method"]
+    return session.add(f"learned {METHODS[method].label if titled else method}", outcome.result(session.adapters))
 
 
 def delta_nll(

@@ -120,7 +120,7 @@ def build(page: Page, blocks: gr.Blocks) -> None:
         return page.views(session)
 
     def added(session, id, columns):
-        label = actions.learn_column(context, session, id)
+        label = actions.learn_column(context, session, id, titled=True)
         gr.Info(f"{label} is a column of Compare now.")
         return page.views(session, [*columns, label])
 

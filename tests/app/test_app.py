@@ -32,7 +32,7 @@ from lab.lora.adapter import LoraFactors
 from lab.lora.base import load_base
 from lab.lora.peft_io import load, save
 from lab.lora.stacked import attach
-from lab.merging import merge
+from lab.merging import METHODS, merge
 from lab.merging.routing import load_router
 from lab.tasks import Example, hard_math_code
 from lab.training.lora import encode_examples
@@ -613,7 +613,7 @@ def test_the_command_of_another_method_makes_it_again(engine, session, tmp_path,
         assert torch.allclose(delta(again, module), factors.delta_weight(), atol=1e-5)
     text = takehome.recipe_text(session, column)
     takehome.apply_recipe(session, takehome.read_recipe(text))
-    assert session.others[f"{method} 2"].rank == session.others[column].rank
+    assert session.others[METHODS[method].label].rank == session.others[column].rank
 
 
 def test_commands_name_what_was_done(engine, session):

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from unittest import mock
 
@@ -68,7 +68,8 @@ class Run:
 def machine(run: Run) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() and not run.dry else "cpu")
     name = common.device_name(device)
-    versions = {package: version(package) for package in ("torch", "transformers", "accelerate", "peft")}
+    there = {distribution.name for distribution in distributions()}
+    versions = {name: version(name) for name in ("torch", "transformers", "accelerate", "peft") if name in there}
     return {"device": name, "slug": common.slug(device), "versions": versions, "gigabytes": free_gigabytes(device)}
 
 

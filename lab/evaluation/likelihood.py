@@ -48,8 +48,9 @@ def likelihoods(
         logits, labels = labelled_logits(model, batch)
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
         counts = (batch.labels[:, 1:] != IGNORED).sum(1).tolist()
-        for i, row in zip(chunk, losses.split(counts), strict=True):
-            found[i] = Likelihood(-float(row.sum()), len(row))
+        totals = torch.stack([row.sum() for row in losses.split(counts)]).tolist()  # one wait for a GPU, not one per row
+        for i, total, tokens in zip(chunk, totals, counts, strict=True):
+            found[i] = Likelihood(-total, tokens)
     ordered = iter(found)
     return [[next(ordered) for _ in given] for given in choices]
 

@@ -131,10 +131,10 @@ def own_table(records: Sequence[RunRecord], reference: str) -> pd.DataFrame:
 
 
 def retention(records: Sequence[RunRecord]) -> pd.DataFrame:
-    """What each merge keeps of each skill whose own rows were asked: statistics.retention, the p-values adjusted over all (Holm).
+    """What each other adapter keeps of each skill whose own rows were asked: statistics.retention, the p-values adjusted over all (Holm).
 
-    One row per skill and merge; empty where no data is called as a skill among the contenders, or the base was not asked. Columns:
-    skill, merge, n, base, skill_score, merge_score, difference, low, high, p, p_holm, kept, kept_low, kept_high.
+    One row per skill and adapter; empty where no data is called as a skill among the contenders, or the base was not asked. Columns:
+    skill, adapter, n, base, skill_score, adapter_score, difference, low, high, p, p_holm, kept, kept_low, kept_high.
     """
     by_data: dict[str, dict[str, RunRecord]] = {}
     for record in records:
@@ -149,8 +149,8 @@ def retention(records: Sequence[RunRecord]) -> pd.DataFrame:
                 continue
             found = statistics.retention(scores[BASE], scores[skill], scores[name])
             lines.append({
-                "skill": skill, "merge": name, "n": found.difference.difference.n, "base": own[BASE].scores["right"],
-                "skill_score": own[skill].scores["right"], "merge_score": record.scores["right"],
+                "skill": skill, "adapter": name, "n": found.difference.difference.n, "base": own[BASE].scores["right"],
+                "skill_score": own[skill].scores["right"], "adapter_score": record.scores["right"],
                 "difference": found.difference.difference.mean, "low": found.difference.difference.low,
                 "high": found.difference.difference.high, "p": found.difference.p_value, "kept": found.kept, "kept_low": found.low,
                 "kept_high": found.high,
@@ -166,9 +166,9 @@ def format_retention(table: pd.DataFrame) -> pd.DataFrame:
     kept = table[["kept", "kept_low", "kept_high"]].to_numpy(dtype=float)
     return pd.DataFrame(
         {
-            "skill": table["skill"], "merge": table["merge"],
+            "skill": table["skill"], "adapter": table["adapter"],
             "base, %": list(map(percent, table["base"])), "skill alone, %": list(map(percent, table["skill_score"])),
-            "merge, %": list(map(percent, table["merge_score"])),
+            "adapter, %": list(map(percent, table["adapter_score"])),
             "difference, points": [points_range(*row) for row in table[["difference", "low", "high"]].to_numpy(dtype=float)],
             "p (Holm)": list(map(p_value, table["p_holm"])),
             "of the skill's gain kept, %": ["no clear gain" if row[0] != row[0] else percent_range(*row) for row in kept],

@@ -82,7 +82,7 @@ def _stated(answer: str) -> tuple[str, ...]:
 
 
 def _stated_number(answer: str) -> tuple[str, ...]:
-    found = stated_number(answer)
+    found = stated_number(answer).rstrip(".,")
     if not found:
         raise LabError("holds no number")
     return (found,)

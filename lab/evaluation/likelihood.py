@@ -8,6 +8,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lab.errors import LabError
+from lab.evaluation.generate import room
 from lab.training.loop import IGNORED, Batch, Encoded, collate, encode, labelled_logits
 
 
@@ -35,7 +36,7 @@ def likelihoods(
         rows = [Encoded(row.ids[:-1], row.prompt_length) for row in rows]
         if any(len(row.ids) == row.prompt_length for row in rows):
             raise LabError("A choice is empty; write something, or score its end as well.")
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = room(model)
     tokens = max((len(row.ids) for row in rows), default=0)
     if longest is not None and tokens > longest:
         raise LabError(f"A prompt and its choice have {tokens} tokens, the model reads {longest}; shorten them.")

@@ -68,6 +68,20 @@ class SuperLinearity:
     super_linear: bool
 
 
+@dataclass(frozen=True)
+class Retention:
+    """What a merge keeps of a skill, on the skill's own problems.
+
+    difference: merge minus skill, with its paired test. kept: the share of the skill's gain over the base that the merge has too, with
+    low and high (95 %, resampled by problem); None where the skill is not clearly above the base, so that there is no gain to keep.
+    """
+
+    difference: Comparison
+    kept: float | None
+    low: float | None
+    high: float | None
+
+
 def proportion_interval(successes: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a proportion. Raises LabError unless 0 <= successes <= n and n > 0."""
     if not (n > 0 and 0 <= successes <= n):
@@ -136,6 +150,25 @@ def paired_test(
     return Comparison(
         _estimate(difference, unscored, (low - high, high - low)), float(min(p_value, 1.0)), test, wins, losses
     )
+
+
+def retention(
+    base: Sequence | np.ndarray, skill: Sequence | np.ndarray, merged: Sequence | np.ndarray, *, resamples: int = 4999, seed: int = 0
+) -> Retention:
+    """Scores of base, skill and merge on the skill's own problems, each of shape (problems,) or (seeds, problems)."""
+    difference, gain = paired_test(merged, skill), paired_test(skill, base)
+    if not gain.difference.low > 0:
+        return Retention(difference, None, None, None)
+    tables, _ = _scored(np.stack([_table(base), _table(skill), _table(merged)]))
+    by_problem = tables.mean(axis=1)  # (3, problems)
+    draws = np.random.default_rng(seed).integers(by_problem.shape[1], size=(resamples, by_problem.shape[1]))
+    means = np.stack([row[draws].mean(axis=1) for row in by_problem])
+    gained = means[1] - means[0]
+    shares = ((means[2] - means[0])[gained > 0]) / gained[gained > 0]
+    rest = (1 - CONFIDENCE) / 2
+    own = by_problem.mean(axis=1)
+    low, high = np.quantile(shares, [rest, 1 - rest])
+    return Retention(difference, float((own[2] - own[0]) / (own[1] - own[0])), float(low), float(high))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

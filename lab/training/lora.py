@@ -12,6 +12,8 @@ import torch
 from lab.errors import LabError
 from lab.files import write_atomic
 from lab.lora.adapter import LoraAdapter
+from lab.lora.compatibility import linear_shape
+from lab.lora.module_names import usual_order
 from lab.lora.peft_io import from_peft, save
 from lab.tasks import Example
 from lab.tasks.prompts import in_chat
@@ -39,6 +41,13 @@ class LoraTraining:
     def steps(self, rows: int) -> int:
         """Optimizer steps of all epochs over so many rows."""
         return self.epochs * math.ceil(rows / (self.batch_size * self.accumulation))
+
+
+def linear_targets(model) -> tuple[str, ...]:
+    """The names of all linear layers but the head, in the order in which people list them."""
+    head = model.get_output_embeddings()
+    found = {name.rpartition(".")[2] for name, layer in model.named_modules() if linear_shape(layer) and layer is not head}
+    return tuple(sorted(found, key=usual_order))
 
 
 def encode_examples(tokenizer, examples: Sequence[Example], max_tokens: int, chat: bool = False) -> list[Encoded]:

@@ -1,6 +1,7 @@
 """What learns, before and after it has learned: coefficients or routers on a stack, and the adapter that coefficients give."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -59,9 +60,15 @@ def search(
         raise LabError(f"{name} does not search; use lab.merging.merge or lab.merging.learn.learn.")
     complete = complete_parameters(method, parameters)
     check_compatible(adapters)
-    found = method.function(adapters, loss, method.recipe.steps if steps is None else steps, **complete)
+    found = method.function([_trimmed(adapter) for adapter in adapters], loss, method.recipe.steps if steps is None else steps, **complete)
     recipe = {"method": name, "parameters": complete, "inputs": inputs_of(adapters), **found.recipe}
     return LoraAdapter(found.name, base_of(adapters), found.modules, recipe)
+
+
+def _trimmed(adapter: LoraAdapter) -> LoraAdapter:
+    """Without padding, which would make its ranks unequal to those of others."""
+    modules = {module: factors.trimmed() for module, factors in adapter.modules.items()}
+    return replace(adapter, modules={module: f if f.rank else adapter.modules[module] for module, f in modules.items()})
 
 
 def freeze(stack: Stack, coefficients: Coefficients, *, name: str | None = None) -> LoraAdapter:

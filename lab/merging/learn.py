@@ -1,5 +1,6 @@
 """Learning a merge from a little data: coefficients (paper, Section 4: CAT), routers, a search without gradients."""
 
+import io
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lab.errors import LabError
+from lab.files import write_atomic
 from lab.lora.adapter import LoraAdapter
 from lab.lora.stacked import attach
 from lab.merging.build import build, freeze, search
 from lab.merging.registry import get_method
-from lab.training.loop import Batch, Diverged, Encoded, TrainConfig, bucketed_batches, collate, fit, token_loss
+from lab.training.loop import Batch, Diverged, Encoded, TrainConfig, bucketed_batches, collate, fingerprint, fit, read_state, token_loss
 
 HELD_OUT = 0.2  # of the coefficient rows: decides the learning rate, never trained on
 
@@ -29,7 +31,8 @@ class Learned:
     adapter: the merge; None for a router. router_state: for `load_state_dict` of the router that lab.merging.build
     puts on a stack of the same adapters; None for the others. losses: nats per token (of the objective), per step of
     the chosen rate or per try of a search. sweep: (learning rate, held-out loss in nats per token), None where that
-    rate diverged; [] for a search. learning_rate: the chosen one; None for a search.
+    rate diverged; [] for a search. learning_rate: the chosen one; None for a search. kept_step: after how many steps what was
+    kept was found, where the recipe asks for the best instead of the last; else None.
     """
 
     adapter: LoraAdapter | None
@@ -38,6 +41,7 @@ class Learned:
     learning_rate: float | None
     steps: int
     router_state: dict[str, Tensor] | None = None
+    kept_step: int | None = None
 
 
 def split_held_out(rows: Sequence[Encoded], seed: int) -> tuple[list[Encoded], list[Encoded]]:
@@ -108,7 +112,8 @@ def learn(
     on_step: see lab.training.loop.fit.
 
     What is built may bring its own `objective(model, batch)`, as fit's `loss`, to learn by. The rate is decided by the
-    loss on the held-out rows, or by the objective where there are prompts only. No parameter of the base moves.
+    loss on the held-out rows, or by the objective where there are prompts only; so is the step that is kept, where the recipe
+    says `check_every`. No parameter of the base moves.
 
     Raises LabError for a method that learns nothing, fewer than two adapters, rows or rates that are missing, and when
     every rate diverged.
@@ -134,22 +139,31 @@ def learn(
     training, held_out = split_held_out(rows, seed)
     if steps is None:
         steps = -(-len(training) // batch_size) * (recipe.epochs if epochs is None else epochs)
-    found: dict[float, tuple[float, LoraAdapter | None, dict[str, Tensor] | None, list[float]]] = {}
+    found: dict[float, tuple[float, LoraAdapter | None, dict[str, Tensor] | None, list[float], int | None]] = {}
     failures: list[str] = []
     for rate in rates:
         with attach(model, adapters) as stack:
             learner = build(method, stack, **parameters)
             objective: Objective = getattr(learner, "objective", token_loss)
             batches = bucketed_batches(training, batch_size, steps, seed, pad_id)
-            config = TrainConfig(steps=steps, learning_rate=rate, precision=precision, seed=seed)
+            config = TrainConfig(
+                steps=steps, learning_rate=rate, precision=precision, seed=seed, warmup=round(recipe.warmup * steps),
+                schedule=recipe.schedule, betas=recipe.betas,
+            )  # fmt: skip
             state = checkpoint and checkpoint.with_name(f"{checkpoint.name}-{rate:g}")
             label = f"{method}, rate {rate:g}"
             try:
                 trainable = _Trainable(model, learner)
+                criterion = objective if recipe.data == "prompts" else token_loss
+                best_step = None
+                if recipe.check_every:
+                    best_step = _BestStep(trainable, held_out, pad_id, criterion, config, state)
+                    batches = best_step.looked_at_every(recipe.check_every, batches)
                 losses = fit(
                     trainable, batches, config, checkpoint=state, label=label, loss=objective, on_step=on_step
                 )
-                criterion = objective if recipe.data == "prompts" else token_loss
+                if best_step:
+                    best_step.restore(after=len(losses))
                 value = held_out_loss(model, held_out, pad_id, objective=criterion)
                 if not math.isfinite(value):
                     raise Diverged(f"{label}: the held-out loss is {value}; lower the learning rate.")
@@ -158,15 +172,15 @@ def learn(
                 continue
             if get_method(method).kind == "router":
                 kept = {name: tensor.detach().cpu().clone() for name, tensor in learner.state_dict().items()}
-                found[rate] = (value, None, kept, losses)
+                found[rate] = (value, None, kept, losses, best_step and best_step.step)
             else:
-                found[rate] = (value, freeze(stack, learner), None, losses)
+                found[rate] = (value, freeze(stack, learner), None, losses, best_step and best_step.step)
     if not found:
         raise LabError(f"{method} diverged at every learning rate: {' '.join(failures)}")
     best = min(found, key=lambda rate: found[rate][0])
     sweep = [(rate, found[rate][0] if rate in found else None) for rate in rates]
-    _, adapter, router_state, losses = found[best]
-    return Learned(adapter, losses, sweep, best, steps, router_state)
+    _, adapter, router_state, losses, kept_step = found[best]
+    return Learned(adapter, losses, sweep, best, steps, router_state, kept_step)
 
 
 def _search(method, model, adapters, rows, pad_id, steps, parameters, on_step) -> Learned:
@@ -191,6 +205,62 @@ def _search(method, model, adapters, rows, pad_id, steps, parameters, on_step) -
 
         adapter = search(method, adapters, loss, steps, **parameters)
     return Learned(adapter, losses, [], None, len(losses))
+
+
+class _BestStep:
+    """The weights of the step with the least held-out loss so far.
+
+    They lie in a file beside the run's checkpoint, so that a run that was killed goes on exactly.
+    """
+
+    def __init__(
+        self, trainable: "_Trainable", held_out: Sequence[Encoded], pad_id: int, criterion: Objective, config: TrainConfig, checkpoint: Path | None
+    ):
+        self.trainable, self.held_out, self.pad_id, self.criterion = trainable, held_out, pad_id, criterion
+        named = [(name, p) for name, p in trainable.named_parameters() if p.requires_grad]
+        self.weights, self.key = dict(named), fingerprint(config, named)
+        self.file = checkpoint and checkpoint.with_name(f"{checkpoint.name}-best")
+        self.best = {"key": self.key, "value": math.inf, "step": 0, "weights": self._copy()}
+        if self.file and self.file.exists():
+            earlier = read_state(self.file)
+            self.best = earlier if earlier["key"] == self.key else self.best
+
+    @property
+    def step(self) -> int:
+        return self.best["step"]
+
+    def looked_at_every(self, count: int, batches: Callable[[int], list[Batch]]) -> Callable[[int], list[Batch]]:
+        """The batches, with a look before every `count`-th: a step that is done again after a kill is looked at again."""
+
+        def at(step: int) -> list[Batch]:
+            if step % count == 0:
+                self.look(step)
+            return batches(step)
+
+        return at
+
+    def look(self, step: int) -> None:
+        training = self.trainable.training
+        self.trainable.eval()
+        value = held_out_loss(self.trainable.model, self.held_out, self.pad_id, objective=self.criterion)
+        self.trainable.train(training)
+        if value < self.best["value"]:
+            self.best = {"key": self.key, "value": value, "step": step, "weights": self._copy()}
+            if self.file:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                buffer = io.BytesIO()
+                torch.save(self.best, buffer)
+                write_atomic(self.file, buffer.getvalue())
+
+    def restore(self, after: int) -> None:
+        """The best weights, those after the last step counted in."""
+        self.look(after)
+        with torch.no_grad():
+            for name, parameter in self.weights.items():
+                parameter.copy_(self.best["weights"][name])
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.weights.items()}
 
 
 class _Trainable(torch.nn.Module):

@@ -53,8 +53,9 @@ def merge(
         )
     modules, discarded, energy, randomised = {}, {}, {}, 0
     for module, update in full.modules.items():
-        ranks = [adapter.modules[module].rank for adapter in adapters if module in adapter.modules]
-        target = min(rank, sum(ranks)) if rank else default(ranks)
+        present = [adapter.modules[module] for adapter in adapters if module in adapter.modules]
+        ranks = [factors.rank for factors in present]
+        target = min(rank, sum(ranks)) if rank else max(1, default([factors.trimmed().rank for factors in present]))
         result = update.compute()
         if isinstance(result, Tensor):
             modules[module], discarded[module], energy[module] = factor_delta(result, target)
@@ -161,7 +162,10 @@ def _merge_module(
         parameters["generator"] = seeded_generator(parameters.pop("seed"), module)
     out_features, in_features = next(a.modules[module] for a in adapters if module in a.modules).shape
     absent = LoraFactors(torch.zeros(0, in_features), torch.zeros(out_features, 0))
-    factors = [adapter.modules.get(module, absent) for adapter in adapters]
+    # Padding would count in densities and draws: no method sees it.
+    factors = [adapter.modules.get(module, absent).trimmed() for adapter in adapters]
+    if not any(f.rank for f in factors):
+        return LoraFactors(torch.zeros(1, in_features), torch.zeros(out_features, 1))
     if method.kind == "delta":
         deltas = _deltas(factors)
         return method.function(deltas, weights.to(deltas.device), **parameters)

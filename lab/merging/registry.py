@@ -97,6 +97,8 @@ class Recipe:
     over the data.
     data: "mix" (the skills' own data, with answers), "prompts" (the same, without answers) or "target"
     (examples of the target task, which no other method sees). rows: how many, None for all there are.
+    schedule: how the rate falls to 0. warmup: share of the steps in which it rises first. betas: AdamW's. check_every: so many
+    steps apart, and before the first, the held-out loss is looked at, and the best is kept; None keeps the last.
     """
 
     learning_rate: float | None
@@ -105,6 +107,10 @@ class Recipe:
     steps: int | None = None
     data: Literal["mix", "prompts", "target"] = "mix"
     rows: int | None = None
+    schedule: Literal["linear", "cosine"] = "linear"
+    warmup: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    check_every: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,8 @@ class Method:
     generator. recipe: how it is trained, None when it learns nothing. label: what people read in figures and tables. version:
     raised when the formula changes, so that nothing made by the old one is taken for the new. max_skills: None for any number.
     equal_ranks: by its defaults it needs adapters of one rank. control: it stands beside merges to doubt them.
+    depends_on_split: by its definition, and its defaults, an update written as other factors of the same product, (B R)(R⁻¹ A), is
+    merged otherwise.
     """
 
     name: str
@@ -133,6 +141,7 @@ class Method:
     max_skills: int | None = None
     equal_ranks: bool = False
     control: bool = False
+    depends_on_split: bool = False
 
     @property
     def role(self) -> str:
@@ -168,6 +177,7 @@ def merge_method(
     max_skills: int | None = None,
     equal_ranks: bool = False,
     control: bool = False,
+    depends_on_split: bool = False,
 ) -> Callable:
     """Register the decorated function or class in METHODS under its own name; a taken name is an error.
 
@@ -184,7 +194,7 @@ def merge_method(
         draws = "generator" in inspect.signature(function).parameters
         METHODS[name] = Method(
             name, KINDS[positional], function, paper, formula, parameters, weights, rank, draws, recipe, label, version,
-            max_skills, equal_ranks, control,
+            max_skills, equal_ranks, control, depends_on_split,
         )  # fmt: skip
         return function
 

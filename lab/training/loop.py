@@ -30,7 +30,7 @@ class Diverged(LabError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. learning_rate is the peak after `warmup` steps; it then falls linearly to 0 at `steps`."""
+    """How to train. learning_rate is the peak after `warmup` steps; it then falls to 0 at `steps`, linearly or as a cosine (`schedule`)."""
 
     steps: int
     learning_rate: float
@@ -42,8 +42,11 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     precision: str = "no"  # accelerate's mixed precision: no | bf16 | fp16
     seed: int = 0
+    schedule: str = "linear"
 
     def __post_init__(self):
+        if self.schedule not in ("linear", "cosine"):
+            raise LabError(f"schedule is {self.schedule!r}; choose linear or cosine.")
         if self.steps < 0:
             raise LabError(f"steps is {self.steps}; give 0 or more.")
         if not self.learning_rate > 0:
@@ -206,7 +209,7 @@ def fit(
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from transformers import get_linear_schedule_with_warmup
+    from transformers import get_scheduler
 
     torch.manual_seed(config.seed)
     AcceleratorState._reset_state(reset_partial_state=False)  # another precision than an earlier run of this process had
@@ -215,17 +218,14 @@ def fit(
     if not named:
         raise LabError(f"{label}: no parameter of the model is trainable.")
     optimizers = _optimizers(named, config)
-    schedules = [get_linear_schedule_with_warmup(o, config.warmup, config.steps) for o in optimizers]
+    schedules = [get_scheduler(config.schedule, o, config.warmup, config.steps) for o in optimizers]
     model, *optimizers = accelerator.prepare(model, *optimizers)
     device = accelerator.device
     losses: list[float] = []
     ended = False
     key = fingerprint(config, named)
     if checkpoint is not None and checkpoint.exists():
-        try:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            raise LabError(f"The checkpoint {checkpoint} is damaged; delete it and start again.") from error
+        state = read_state(checkpoint)
         if state["key"] == key:
             with torch.no_grad():
                 for name, parameter in named:
@@ -269,6 +269,14 @@ def fit(
         _save_checkpoint(checkpoint, key, named, optimizers, schedules, losses, accelerator.scaler, ended=True)
     model.eval()
     return losses
+
+
+def read_state(checkpoint: Path) -> dict:
+    """What a checkpoint holds, on the CPU. Raises LabError for a damaged file."""
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise LabError(f"The checkpoint {checkpoint} is damaged; delete it and start again.") from error
 
 
 def _save_checkpoint(path: Path, key: str, named, optimizers, schedules, losses: list[float], scaler, ended: bool) -> None:

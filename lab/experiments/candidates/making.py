@@ -30,6 +30,7 @@ def learned(
             precision=preset.precision, parameters=parameters, checkpoint=checkpoint,
         )  # fmt: skip
         facts = {"loss": found.losses, "sweep": found.sweep, "learning_rate": found.learning_rate, "steps": found.steps}
+        facts |= {} if found.kept_step is None else {"kept_step": found.kept_step}
         return found.adapter or context.router(method, parameters, found.router_state), facts
 
     key = context.coefficient_key(examples, rates=rates, **context.method_key(method, parameters))

@@ -34,8 +34,9 @@ FACTORWISE = {
     "dare_ties_factors",
     "magnitude_prune_factors",
 }
-# Cross terms B_i A_j are products of one skill's factors with another's: they see how each is split.
-SPLIT_MATTERS = FACTORWISE | {"linear"}
+SPLIT_MATTERS = {name for name in STATIC if METHODS[name].depends_on_split}
+# Of them, those that see too how long A is against B: LoRA-LEGO balances its units.
+LENGTHS_MATTER = SPLIT_MATTERS - {"lora_lego"}
 # Flattens the spectrum of any update, also of a single one.
 NOT_THE_SKILL_ITSELF = {"iso_c"}
 REFUSALS = {("slerp", "3 skills"): "exactly two"}
@@ -131,7 +132,7 @@ def test_scale_gauge_is_irrelevant(adapters, gauge, seed):
     weights = [0.5, 1.0, 0.25, 0.75][: len(adapters)]
     moved = {m: LoraFactors(f.A * gauge, f.B / gauge, f.scaling) for m, f in adapters[0].modules.items()}
     turned = [LoraAdapter(adapters[0].name, "", moved), *adapters[1:]]
-    for name in sorted(set(STATIC) - SPLIT_MATTERS):
+    for name in sorted(set(STATIC) - LENGTHS_MATTER):
         if name == "slerp" and len(adapters) > 2:
             continue
         options = {"seed": seed} if METHODS[name].draws else {}
@@ -141,7 +142,7 @@ def test_scale_gauge_is_irrelevant(adapters, gauge, seed):
 def test_where_the_split_into_factors_matters(base):
     a, b = adapter(base, "a", 1), adapter(base, "b", 2)
     moved = LoraAdapter("a", "", {m: LoraFactors(4 * f.A, f.B / 4, f.scaling) for m, f in a.modules.items()})
-    for name in SPLIT_MATTERS:
+    for name in LENGTHS_MATTER:
         before, after = merge(name, [a, b]), merge(name, [moved, b])
         assert any((before.delta_weight(m) - after.delta_weight(m)).norm() > 1e-3 for m in before.modules)
 

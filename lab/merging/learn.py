@@ -230,10 +230,10 @@ class _BestStep:
         return self.best["step"]
 
     def looked_at_every(self, count: int, batches: Callable[[int], list[Batch]]) -> Callable[[int], list[Batch]]:
-        """The batches, with a look before every `count`-th: a step that is done again after a kill is looked at again."""
+        """The batches, with a look after every `count` steps: before the next, so that no kill comes between a step and its look."""
 
         def at(step: int) -> list[Batch]:
-            if step % count == 0:
+            if step and step % count == 0:
                 self.look(step)
             return batches(step)
 

@@ -97,8 +97,8 @@ class Recipe:
     over the data.
     data: "mix" (the skills' own data, with answers), "prompts" (the same, without answers) or "target"
     (examples of the target task, which no other method sees). rows: how many, None for all there are.
-    schedule: how the rate falls to 0. warmup: share of the steps in which it rises first. betas: AdamW's. check_every: so many
-    steps apart, and before the first, the held-out loss is looked at, and the best is kept; None keeps the last.
+    schedule: how the rate falls to 0. warmup: share of the steps in which it rises first. betas: AdamW's. check_every: after
+    so many steps each, and at the end, the held-out loss is looked at, and the best is kept; None keeps the last.
     """
 
     learning_rate: float | None

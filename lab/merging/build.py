@@ -60,7 +60,8 @@ def search(
         raise LabError(f"{name} does not search; use lab.merging.merge or lab.merging.learn.learn.")
     complete = complete_parameters(method, parameters)
     check_compatible(adapters)
-    found = method.function([_trimmed(adapter) for adapter in adapters], loss, method.recipe.steps if steps is None else steps, **complete)
+    trimmed = [_trimmed(adapter) for adapter in adapters]
+    found = method.function(trimmed, loss, method.recipe.steps if steps is None else steps, **complete)
     recipe = {"method": name, "parameters": complete, "inputs": inputs_of(adapters), **found.recipe}
     return LoraAdapter(found.name, base_of(adapters), found.modules, recipe)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-Basis = Annotated[Literal["factors", "updates"], "singular vectors of the stacked factors (the paper's), or of the stacked updates"]
+Basis = Annotated[Literal["factors", "updates"], "singular vectors of the stacked factors (the paper's) or of the stacked updates"]
 
 
 def to_cores(A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +44,9 @@ def shared_directions(blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return P[:, inside], S[inside]
 
 
-def common_directions(A: Sequence[Tensor], B: Sequence[Tensor], U: Tensor, cores: Tensor, V: Tensor, basis: Basis) -> list[tuple[Tensor, Tensor]]:
+def common_directions(
+    A: Sequence[Tensor], B: Sequence[Tensor], U: Tensor, cores: Tensor, V: Tensor, basis: Basis
+) -> list[tuple[Tensor, Tensor]]:
     """`shared_directions` of the output and of the input space, in the bases U and V of `to_cores`.
 
     basis "updates": of [ΔW_1 … ΔW_k] and [ΔW_1; …; ΔW_k]; "factors": of [B_1 … B_k] and [A_1; …; A_k], which depend on how each

@@ -17,7 +17,18 @@ from lab.lora.adapter import LoraAdapter
 from lab.lora.stacked import attach
 from lab.merging.build import build, freeze, search
 from lab.merging.registry import get_method
-from lab.training.loop import Batch, Diverged, Encoded, TrainConfig, bucketed_batches, collate, fingerprint, fit, read_state, token_loss
+from lab.training.loop import (
+    Batch,
+    Diverged,
+    Encoded,
+    TrainConfig,
+    bucketed_batches,
+    collate,
+    fingerprint,
+    fit,
+    read_state,
+    token_loss,
+)
 
 HELD_OUT = 0.2  # of the coefficient rows: decides the learning rate, never trained on
 
@@ -214,7 +225,8 @@ class _BestStep:
     """
 
     def __init__(
-        self, trainable: "_Trainable", held_out: Sequence[Encoded], pad_id: int, criterion: Objective, config: TrainConfig, checkpoint: Path | None
+        self, trainable: "_Trainable", held_out: Sequence[Encoded], pad_id: int, criterion: Objective, config: TrainConfig,
+        checkpoint: Path | None,
     ):
         self.trainable, self.held_out, self.pad_id, self.criterion = trainable, held_out, pad_id, criterion
         named = [(name, p) for name, p in trainable.named_parameters() if p.requires_grad]
@@ -230,7 +242,7 @@ class _BestStep:
         return self.best["step"]
 
     def looked_at_every(self, count: int, batches: Callable[[int], list[Batch]]) -> Callable[[int], list[Batch]]:
-        """The batches, with a look after every `count` steps: before the next, so that no kill comes between a step and its look."""
+        """The batches, with a look after every `count` steps: before the next, so that no kill comes between step and look."""
 
         def at(step: int) -> list[Batch]:
             if step and step % count == 0:

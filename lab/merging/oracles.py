@@ -72,8 +72,8 @@ class Case:
         return (0.7, 0.3) if len(self.factors) == 2 else (0.5, 0.3, 0.2)
 
     def skills(self, scalings: Sequence[float] | None = None) -> list[LoraAdapter]:
-        parts = [f if scalings is None else LoraFactors(f.A, f.B, scalings[i]) for i, f in enumerate(self.factors)]
-        return [LoraAdapter(f"skill {i}", "", {"m": part}) for i, part in enumerate(parts)]
+        s = scalings or [1.0] * len(self.factors)
+        return [LoraAdapter(f"skill {i}", "", {"m": LoraFactors(f.A, f.B, s[i])}) for i, f in enumerate(self.factors)]
 
     def distance(self, ours: Tensor, key: str) -> float:
         """Largest difference, relative to the largest entry of the value."""
@@ -98,8 +98,8 @@ Setting = Mapping[str, object] | Callable[[Case], Mapping[str, object]]
 class Match:
     """A method and a value that it gives.
 
-    where: file and function of the source. parameters, weights ("W": the case's), scalings: with which the method gives the value;
-    parameters may depend on the case, then `setting` says them in words. difference: what the source defines otherwise than our
+    where: file and function of the source. parameters, weights ("W": the case's), scalings: with which the method gives the
+    value; parameters may depend on the case, then `setting` says them in words. difference: what the source defines otherwise than our
     method by itself, "" if nothing; `ours` are then the parameters of the method by itself, for how far apart they are. compute:
     gives the value in place of the method's merge; where it is a step that the method does not offer, `offered` is False.
     """
@@ -142,7 +142,8 @@ class Match:
         if not callable(self.parameters):
             parts += [f"{name} {value}" for name, value in self.parameters.items()]
         if self.weights:
-            parts.append(f"weights {'0.7:0.3 or 0.5:0.3:0.2' if self.weights == 'W' else ':'.join(f'{w:g}' for w in self.weights)}")
+            unequal = "0.7:0.3 or 0.5:0.3:0.2"
+            parts.append(f"weights {unequal if self.weights == 'W' else ':'.join(f'{w:g}' for w in self.weights)}")
         if self.scalings:
             parts.append(f"scalings {':'.join(f'{s:g}' for s in self.scalings)}")
         return ", ".join(parts)
@@ -262,7 +263,8 @@ def as_clusters(**clusters: Sequence[int]) -> Callable[[Match, Case], Tensor]:
 
 def ties_by(count: Callable[[int], int], vote: str, divide: str) -> Callable[[Match, Case], Tensor]:
     """TIES with other steps than ours. count: of n entries, how many are kept. vote: elect by the sum of "weighted" entries, of
-    the "entries", or of their "signs" (+ when it is 0). divide: the sum over who agrees by their "signed" weights, their "count", or nothing ("none").
+    the "entries", or of their "signs" (+ when it is 0). divide: the sum over who agrees by their "signed" weights, their "count",
+    or nothing ("none").
     """
 
     def compute(match: Match, case: Case) -> Tensor:
@@ -283,20 +285,28 @@ CS = "task_merger.py"
 RAM = "peft_extension"
 HALF, FIFTH = {"density": 0.5}, {"density": 0.2}
 MORE = "keeps one entry more"
+NOT_LEARNED = "as coefficients, not learned"
 
 MATCHES = (
     Match("task_arithmetic", "mergekit.task_arithmetic[weight=W]", GTA, weights="W"),
     Match("cat_static", "peft.cat[weights=1:-0.5]", PEFT, weights=(1, -0.5)),
     *(
-        Match(name, "mergekit.task_arithmetic[weight=W]", GTA, weights="W", setting="as coefficients, not learned", compute=as_coefficients)
+        Match(name, "mergekit.task_arithmetic[weight=W]", GTA, weights="W", setting=NOT_LEARNED, compute=as_coefficients)
         for name in ("cat", "cat_softmax", "cat_free", "cat_released", "cat_random", "rank_cat", "adamerging")
     ),
     Match(
-        "recycling", "ram.lorahub_layer[raw=0.7:-0.4:0.2,leaky_relu,scaling=2:0.5:1]", f"{RAM}/lorahub/layers.py, LorahubLinear.forward",
-        setting="as raw values, not learned", weights=(0.7, -0.4, 0.2), scalings=(2, 0.5, 1), compute=as_coefficients,
+        "recycling", "ram.lorahub_layer[raw=0.7:-0.4:0.2,leaky_relu,scaling=2:0.5:1]",
+        f"{RAM}/lorahub/layers.py, LorahubLinear.forward", setting="as raw values, not learned", weights=(0.7, -0.4, 0.2),
+        scalings=(2, 0.5, 1), compute=as_coefficients,
     ),
-    Match("lorahub", "nsc.Linear[sum]", "src/merge_strategy.py, Linear", {"semantics": "factors"}, compute=as_lorahub, setting="weights 1, not searched"),
-    Match("lorahub", "peft.cat[weights=1:-0.5]", PEFT, {"semantics": "delta"}, (1, -0.5), compute=as_lorahub, setting="not searched"),
+    Match(
+        "lorahub", "nsc.Linear[sum]", "src/merge_strategy.py, Linear", {"semantics": "factors"}, compute=as_lorahub,
+        setting="weights 1, not searched",
+    ),
+    Match(
+        "lorahub", "peft.cat[weights=1:-0.5]", PEFT, {"semantics": "delta"}, (1, -0.5), compute=as_lorahub,
+        setting="not searched",
+    ),
     Match("linear", "nsc.Linear[sum]", "src/merge_strategy.py, Linear", weights=(1, 1)),
     Match("slerp", "mergekit.slerp[t=0.3]", "mergekit/merge_methods/slerp.py, slerp", weights=(0.7, 0.3)),
     Match("slerp", "mergekit.nuslerp[weight=W,flatten=1]", "mergekit/merge_methods/nuslerp.py, nuslerp", weights=(0.7, 0.3)),
@@ -307,16 +317,21 @@ MATCHES = (
     Match("linear_factors", "peft.linear[weights=1:-0.5,lora_alpha=8:2]", PEFT, weights=(1, -0.5), scalings=(2, 0.5)),
     Match("magnitude_prune_factors", "peft.magnitude_prune[weights=W,density=0.5]", PEFT, HALF, "W"),
     Match("ties_factors", "peft.ties[weights=1,density=0.5,total]", PEFT, HALF),
-    Match("ties_factors", "peft.ties[weights=W,density=0.2,frequency]", PEFT, {**FIFTH, "majority_sign_method": "frequency"}, "W"),
+    Match(
+        "ties_factors", "peft.ties[weights=W,density=0.2,frequency]", PEFT, {**FIFTH, "majority_sign_method": "frequency"}, "W",
+    ),
     Match("ties_factors", "peft.ties[weights=1:-0.5,density=0.5,lora_alpha=8:2]", PEFT, HALF, (1, -0.5), (2, 0.5)),
     Match("ties", "mergekit.ties[density=0.5,weight=1]", GTA, HALF),
     Match("ties", "mergekit.ties[density=0.2,weight=W]", GTA, FIFTH, "W"),
     Match("ties", "mr.ties_merge[topk=0.5,mean]", "merge/methods/functional/ties_merge.py, ties_merge_impl", HALF),
     Match("ties", "ram.ties_stream[density=0.4,equal_int]", "utils/merge_utils.py, ties_stream", {"density": 0.4}),
-    Match("ties", "peft.ties_svd[weights=1,density=0.5]", PEFT, lambda case: {**HALF, "rank": max(case.ranks)}, setting="density 0.5, rank max r"),
     Match(
-        "ties", "cs.vector.ties[topK=20,mean]", f"{CS}, VectorMerger.merge", one_more(entries), setting="density (int(n/5) + 1)/n",
-        difference=MORE, ours=FIFTH,
+        "ties", "peft.ties_svd[weights=1,density=0.5]", PEFT, lambda case: {**HALF, "rank": max(case.ranks)},
+        setting="density 0.5, rank max r",
+    ),
+    Match(
+        "ties", "cs.vector.ties[topK=20,mean]", f"{CS}, VectorMerger.merge", one_more(entries),
+        setting="density (int(n/5) + 1)/n", difference=MORE, ours=FIFTH,
     ),
     Match(
         "ties", "cs.full.ties[topK=50]", f"{CS}, _process_ties", one_more(entries, 0.5), setting="density (int(n/2) + 1)/n",
@@ -332,26 +347,32 @@ MATCHES = (
         difference="does not divide by the weights", compute=ties_by(lambda n: n // 2, "weighted", "none"),
     ),
     Match(
-        "ties", "mr.ties_merge[topk=0.5,mean,weights=W]", "merge/methods/functional/ties_merge.py, ties_merge_impl", weights="W", ours=HALF,
-        offered=False, difference="elects signs before weighting", compute=ties_by(lambda n: n // 2, "entries", "signed"),
+        "ties", "mr.ties_merge[topk=0.5,mean,weights=W]", "merge/methods/functional/ties_merge.py, ties_merge_impl", weights="W",
+        ours=HALF, offered=False, difference="elects signs before weighting",
+        compute=ties_by(lambda n: n // 2, "entries", "signed"),
     ),
     Match(
-        "ties", "mr.ties_merge[topk=0.2,sum]", "merge/methods/functional/ties_merge.py, ties_merge_impl", ours=FIFTH, offered=False,
-        difference="sums the agreeing instead of averaging them", compute=ties_by(lambda n: n // 5, "entries", "none"),
+        "ties", "mr.ties_merge[topk=0.2,sum]", "merge/methods/functional/ties_merge.py, ties_merge_impl", ours=FIFTH,
+        offered=False, difference="sums the agreeing instead of averaging them",
+        compute=ties_by(lambda n: n // 5, "entries", "none"),
     ),
     Match(
         "ties", "nsc.Ties[topK=0.2,mean,scale=1]", "src/merge_strategy.py, Ties", ours=FIFTH, offered=False,
-        difference="elects by the number of skills, and rounds the number kept", compute=ties_by(lambda n: round(0.2 * n), "signs", "signed"),
+        difference="elects by the number of skills, and rounds the number kept",
+        compute=ties_by(lambda n: round(0.2 * n), "signs", "signed"),
     ),
     Match(
-        "ties", "ram.ties_stream[density=0.4,equal_frac]", "utils/merge_utils.py, ties_stream", ours={"density": 0.4}, offered=False,
-        difference="a fault: the running sum is divided by k after every skill, so the first counts k^-k",
+        "ties", "ram.ties_stream[density=0.4,equal_frac]", "utils/merge_utils.py, ties_stream", ours={"density": 0.4},
+        offered=False, difference="a fault: the running sum is divided by k after every skill, so the first counts k^-k",
         weights=(0.25, 0.5), compute=ties_by(lambda n: int(0.4 * n), "entries", "count"),
     ),
     Match("breadcrumbs", "mergekit.breadcrumbs[density=0.9,gamma=0.01,weight=W]", GTA, {"density": 0.9, "gamma": 0.01}, "W"),
     Match("breadcrumbs", "mergekit.breadcrumbs[density=0.5,gamma=0.1,weight=1]", GTA, {"density": 0.5, "gamma": 0.1}, (1, 1)),
     Match("breadcrumbs", "mergekit.breadcrumbs[density=0.95,gamma=0.1,weight=1]", GTA, {"density": 0.95, "gamma": 0.1}, (1, 1)),
-    Match("tsv", "mr.tsv_merge[max_rank=r]", "merge/methods/functional/tsv_merge.py, tsv_merge_impl", compute=with_ranks_of_the_first),
+    Match(
+        "tsv", "mr.tsv_merge[max_rank=r]", "merge/methods/functional/tsv_merge.py, tsv_merge_impl",
+        compute=with_ranks_of_the_first,
+    ),
     Match("tsv", "mr.tsv_merge[max_rank=r,weights=W]", "merge/methods/functional/tsv_merge.py, tsv_merge_impl", weights="W"),
     Match("tsv", "cs.core.tsv", f"{CS}, get_tsv_delta_w"),
     Match("iso_c", "cs.core.sum+iso", f"{CS}, isotropize_matrix"),
@@ -365,12 +386,14 @@ MATCHES = (
         difference="merges V_i without the singular values",
     ),
     Match(
-        "knots", "cs.knots.ties[topK=20]", f"{CS}, get_knots_components", lambda case: {**one_more(aligned)(case), "blocks": "V"}, ours=FIFTH,
-        setting="blocks V, density (int(n/5) + 1)/n", difference=f"merges V_i without the singular values, and {MORE}",
+        "knots", "cs.knots.ties[topK=20]", f"{CS}, get_knots_components", lambda case: {**one_more(aligned)(case), "blocks": "V"},
+        ours=FIFTH, setting="blocks V, density (int(n/5) + 1)/n",
+        difference=f"merges V_i without the singular values, and {MORE}",
     ),
     Match(
-        "core_space", "cs.core.ties[topK=20]", f"{CS}, get_core_matrices", lambda case: {"density": (int(whole_core(case) / 5) + 1.5) / core(case)},
-        setting="density (int(N/5) + 1)/n", difference=f"{MORE}, and counts null directions (N with them, n without)", ours=FIFTH,
+        "core_space", "cs.core.ties[topK=20]", f"{CS}, get_core_matrices",
+        lambda case: {"density": (int(whole_core(case) / 5) + 1.5) / core(case)}, setting="density (int(N/5) + 1)/n",
+        difference=f"{MORE}, and counts null directions (N with them, n without)", ours=FIFTH,
     ),
     Match(
         "core_space", "mr.core(svd)+ties_merge[topk=0.2,mean]", "merge/subspaces/core_space.py",
@@ -378,17 +401,20 @@ MATCHES = (
         setting="density int(N/5)/n", difference="counts null directions (N with them, n without)", ours=FIFTH,
     ),
     Match(
-        "core_space", "derived.core_space(bases of stacked updates).ties[topK=20]", "bases by SVD; merging_functions.py, ties_merging",
+        "core_space", "derived.core_space(bases of stacked updates).ties[topK=20]",
+        "bases by SVD; merging_functions.py, ties_merging",
         lambda case: {"basis": "updates", "density": (int(whole_core(case) / 5) + 1.5) / core(case)},
-        setting="basis updates, density (int(N/5) + 1)/n", difference="bases of the stacked updates, which do not depend on the split", ours=FIFTH,
+        setting="basis updates, density (int(N/5) + 1)/n",
+        difference="bases of the stacked updates, which do not depend on the split", ours=FIFTH,
     ),
     Match("pico", "pico.mean[energy_compensation=1]", "pico/pico.py, calibrate_layer, compensate_energy"),
     Match(
-        "pico", "pico.mean[energy_compensation=1,A orthonormal]", "pico/pico.py, calibrate_layer, compensate_energy", {"basis": "updates"},
-        difference="the same updates with orthonormal rows of A", ours={},
+        "pico", "pico.mean[energy_compensation=1,A orthonormal]", "pico/pico.py, calibrate_layer, compensate_energy",
+        {"basis": "updates"}, difference="the same updates with orthonormal rows of A", ours={},
     ),
     Match(
-        "lora_lego", "ctm.lego[lora_rank=r]", f"{CS}, merge_MSUs", {"units": "raw", "root": "sum"}, ours=lambda case: {"clusters": 4 if case.name == "small" else 3},
+        "lora_lego", "ctm.lego[lora_rank=r]", f"{CS}, merge_MSUs", {"units": "raw", "root": "sum"},
+        ours=lambda case: {"clusters": 4 if case.name == "small" else 3},
         difference="raw units, r summed over the skills; in one case its k-means ended in other clusters, which cost more",
         compute=as_clusters(unequal=[0, 0, 1, 1, 2, 0, 0]),
     ),
@@ -398,12 +424,12 @@ MATCHES = (
         compute=as_clusters(small=[0, 1, 2, 2, 3, 0, 1, 1]),
     ),
     Match(
-        "arrow", "ram.arrow(X)[top_k=-1,temp=1.0]", f"{RAM}/arrow/layers.py, ArrowLinear.forward", {"top_k": 3, "temperature": 1.0},
-        compute=as_arrow, setting="output for 6 tokens",
+        "arrow", "ram.arrow(X)[top_k=-1,temp=1.0]", f"{RAM}/arrow/layers.py, ArrowLinear.forward",
+        {"top_k": 3, "temperature": 1.0}, compute=as_arrow, setting="output for 6 tokens",
     ),
     Match(
-        "arrow", "ram.arrow(X)[top_k=2,temp=0.5]", f"{RAM}/arrow/layers.py, ArrowLinear.forward", {"top_k": 2, "temperature": 0.5},
-        compute=as_arrow, setting="output for 6 tokens",
+        "arrow", "ram.arrow(X)[top_k=2,temp=0.5]", f"{RAM}/arrow/layers.py, ArrowLinear.forward",
+        {"top_k": 2, "temperature": 0.5}, compute=as_arrow, setting="output for 6 tokens",
     ),
 )  # fmt: skip
 
@@ -434,17 +460,29 @@ def _della_unscaled(case: Case, generator: torch.Generator) -> Tensor:
 SPARSIFY = "mergekit/sparsify.py, bernoulli"
 UNSCALED = "leaves the kept entries as they are (rescale=0), here too"
 DRAWN = (
-    Drawn("dare_linear", "mergekit.dare_linear[density=0.5,weight=1,rescale=0]", SPARSIFY, _dense("dare_linear", 0.5, None, density=0.5), "density 0.5, times 0.5", UNSCALED),
-    Drawn("dare_ties", "mergekit.dare_ties[density=0.5,weight=W,rescale=0]", SPARSIFY, _dense("dare_ties", 0.5, "W", density=0.5), "density 0.5, times 0.5", UNSCALED),
-    Drawn("dare_linear_factors", "peft.dare_linear[weights=W,density=0.5]", "utils/merge_utils.py, dare_linear", _factors("dare_linear_factors", "W"), "density 0.5"),
-    Drawn("dare_ties_factors", "peft.dare_ties[weights=1,density=0.5]", "utils/merge_utils.py, dare_ties", _factors("dare_ties_factors", None), "density 0.5"),
     Drawn(
-        "della", "mergekit.della[density=0.5,epsilon=0.15,weight=1,rescale=0]", "mergekit/sparsify.py, della_magprune", _della_unscaled,
-        "density 0.5, epsilon 0.15, survivors not divided by their probability", UNSCALED,
+        "dare_linear", "mergekit.dare_linear[density=0.5,weight=1,rescale=0]", SPARSIFY,
+        _dense("dare_linear", 0.5, None, density=0.5), "density 0.5, times 0.5", UNSCALED,
+    ),
+    Drawn(
+        "dare_ties", "mergekit.dare_ties[density=0.5,weight=W,rescale=0]", SPARSIFY, _dense("dare_ties", 0.5, "W", density=0.5),
+        "density 0.5, times 0.5", UNSCALED,
+    ),
+    Drawn(
+        "dare_linear_factors", "peft.dare_linear[weights=W,density=0.5]", "utils/merge_utils.py, dare_linear",
+        _factors("dare_linear_factors", "W"), "density 0.5",
+    ),
+    Drawn(
+        "dare_ties_factors", "peft.dare_ties[weights=1,density=0.5]", "utils/merge_utils.py, dare_ties",
+        _factors("dare_ties_factors", None), "density 0.5",
+    ),
+    Drawn(
+        "della", "mergekit.della[density=0.5,epsilon=0.15,weight=1,rescale=0]", "mergekit/sparsify.py, della_magprune",
+        _della_unscaled, "density 0.5, epsilon 0.15, survivors not divided by their probability", UNSCALED,
     ),
 )  # fmt: skip
 
-# mergekit's della_magprune, 48,000 rows of 16 at density 0.5 and epsilon 0.15: how often an entry stays, from the row's smallest on.
+# mergekit's della_magprune, 48,000 rows of 16, density 0.5, epsilon 0.15: how often an entry stays, from the row's smallest on.
 DELLA_KEPT = (0.351, 0.371, 0.392, 0.411, 0.427, 0.449, 0.474, 0.491, 0.509, 0.530, 0.550, 0.568, 0.590, 0.613, 0.629, 0.651)
 
 WITHOUT = {  # why there is no value for a method
@@ -456,10 +494,11 @@ WITHOUT = {  # why there is no value for a method
 
 # Values that no method here gives, by the part of their keys after the source.
 NOT_HERE = {
-    "robustmerge": "RobustMerge", "ctm.robustmerge": "RobustMerge", "iso-cts": "Iso-CTS", "pcb": "PCB-Merging", "low_rank": "Compress then merge",
-    "cart": "CART", "actmerge": "WUDI as a closed form", "wudi": "WUDI", "dc_merge": "DC-Merge", "geo_core": "Geometric core", "svc": "Singular value calibration",
-    "regmean": "RegMean", "karcher": "Karcher mean", "model_stock": "Model Stock", "multislerp": "Multi-SLERP", "nuslerp[weight=W,flatten=0": "NuSLERP by rows",
-    "nearswap": "Nearswap", "arcee_fusion": "Arcee Fusion", "ramplus": "RAM+", "sce": "SCE", "breadcrumbs_ties": "Breadcrumbs with elected signs",
+    "robustmerge": "RobustMerge", "iso-cts": "Iso-CTS", "pcb": "PCB-Merging", "low_rank": "Compress then merge", "cart": "CART",
+    "actmerge": "WUDI as a closed form", "wudi": "WUDI", "dc_merge": "DC-Merge", "geo_core": "Geometric core",
+    "svc": "Singular value calibration", "regmean": "RegMean", "karcher": "Karcher mean", "model_stock": "Model Stock",
+    "multislerp": "Multi-SLERP", "nuslerp[weight=W,flatten=0": "NuSLERP by rows", "nearswap": "Nearswap",
+    "arcee_fusion": "Arcee Fusion", "ramplus": "RAM+", "sce": "SCE", "breadcrumbs_ties": "Breadcrumbs with elected signs",
     "ties_merge[topk=0.5,max]": "TIES that takes the largest", "cs.svd.ties[topK=50,sum]": "KnOTS that sums",
 }  # fmt: skip
 

@@ -122,8 +122,8 @@ class Method:
     generator. recipe: how it is trained, None when it learns nothing. label: what people read in figures and tables. version:
     raised when the formula changes, so that nothing made by the old one is taken for the new. max_skills: None for any number.
     equal_ranks: by its defaults it needs adapters of one rank. control: it stands beside merges to doubt them.
-    depends_on_split: by its definition, and its defaults, an update written as other factors of the same product, (B R)(R⁻¹ A), is
-    merged otherwise.
+    depends_on_split: by its definition, and its defaults, an update written as other factors of the same product, (B R)(R⁻¹ A),
+    is merged otherwise.
     """
 
     name: str

@@ -59,8 +59,11 @@ def others() -> list[tuple[str, list[str]]]:
 
 def cases() -> list[str]:
     """What each case is, in words."""
-    return [f"{name}: {len(c.factors)} skills, {c.factors[0].shape[0]} × {c.factors[0].shape[1]}, ranks {', '.join(map(str, c.ranks))}" for name, c in
-            ((name, case(name)) for name in CASES)]  # fmt: skip
+    made = []
+    for name in CASES:
+        (_, out_features, in_features), ranks = case(name).deltas.shape, case(name).ranks
+        made.append(f"{name}: {len(ranks)} skills, {out_features} × {in_features}, ranks {', '.join(map(str, ranks))}")
+    return made
 
 
 def size(value: float) -> str:

@@ -371,8 +371,8 @@ class _Site:
 
     def _formulas(self) -> str:
         return self._render(
-            "formulas", "Every formula, and who else computes it", "wide", "formulas.html", methods=formulas.compared(), others=formulas.others(),
-            cases=formulas.cases(), bound=formulas.size(EQUAL), draws=DRAWS,
+            "formulas", "Every formula, and who else computes it", "wide", "formulas.html", methods=formulas.compared(),
+            others=formulas.others(), cases=formulas.cases(), bound=formulas.size(EQUAL), draws=DRAWS,
         )  # fmt: skip
 
     def _completions(self, section: str) -> str:

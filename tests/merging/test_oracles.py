@@ -5,7 +5,20 @@ import torch
 
 from lab.merging import METHODS
 from lab.merging.methods.della import magprune
-from lab.merging.oracles import CASES, DELLA_KEPT, DRAWN, EQUAL, MATCHES, NOT_HERE, SOURCES, WITHOUT, case, not_here, stored, values
+from lab.merging.oracles import (
+    CASES,
+    DELLA_KEPT,
+    DRAWN,
+    EQUAL,
+    MATCHES,
+    NOT_HERE,
+    SOURCES,
+    WITHOUT,
+    case,
+    not_here,
+    stored,
+    values,
+)
 from lab.merging.pruning import drop_randomly
 
 

@@ -18,7 +18,11 @@ from lab.lora.stacked import attach
 from lab.merging import METHODS, build, freeze, merge, merge_full_rank, schema, search
 from tests.tiny_models import llama, logits
 
-MODULES = {"model.layers.0.self_attn.q_proj": (16, 16), "model.layers.1.mlp.up_proj": (24, 16), "model.layers.1.self_attn.o_proj": (16, 16)}
+MODULES = {
+    "model.layers.0.self_attn.q_proj": (16, 16),
+    "model.layers.1.mlp.up_proj": (24, 16),
+    "model.layers.1.self_attn.o_proj": (16, 16),
+}
 STATIC = [name for name, method in METHODS.items() if method.recipe is None and method.kind != "router"]
 SPLIT_MATTERS = {name for name, method in METHODS.items() if method.depends_on_split}
 CLOSE = 2e-4  # of the norm: rounding in fp32
@@ -238,7 +242,10 @@ def test_skills_of_zeros(name):
         else:
             assert all(update.norm() == 0 for update in nothing.values())
         if name in STATIC:
-            assert all(f.rank and f.delta_weight().norm() == 0 for f in merge(name, [rewritten(s, change) for s in skills]).modules.values())
+            assert all(
+                f.rank and f.delta_weight().norm() == 0
+                for f in merge(name, [rewritten(s, change) for s in skills]).modules.values()
+            )
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -10,7 +10,9 @@ from torch import Tensor
 from lab.merging.registry import Range, merge_method
 
 STARTS = 20  # of k-means, beside the one without chance
-Units = Annotated[Literal["balanced", "raw", "directions"], "what is clustered: [a; b] with ‖a‖ = ‖b‖, as stored, or a and b of length 1"]
+Units = Annotated[
+    Literal["balanced", "raw", "directions"], "what is clustered: [a; b] with ‖a‖ = ‖b‖, as stored, or a and b of length 1"
+]
 Norm = Annotated[Literal["max", "l2"], "norm whose mean over its members a centroid gets"]
 Root = Annotated[Literal["mean", "sum"], "r in √(r/K): the skills' mean rank, or the sum of their ranks"]
 
@@ -70,7 +72,10 @@ def _clusters(points: Tensor, count: int, generator: torch.Generator) -> list[Te
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
     ward = AgglomerativeClustering(count).fit_predict(coordinates)
     start = np.stack([coordinates[ward == label].mean(0) for label in range(count)])
-    runs = [KMeans(count, init=start, n_init=1).fit(coordinates), KMeans(count, n_init=STARTS, random_state=seed).fit(coordinates)]
+    runs = [
+        KMeans(count, init=start, n_init=1).fit(coordinates),
+        KMeans(count, n_init=STARTS, random_state=seed).fit(coordinates),
+    ]
     best = min(runs, key=lambda run: run.inertia_)
     return [torch.from_numpy(best.labels_ == label) for label in sorted(set(best.labels_.tolist()))]  # fewer where units coincide
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-Basis = Annotated[Literal["factors", "updates"], "singular vectors of the stacked factors (the paper's) or of the stacked updates"]
+Basis = Annotated[Literal["factors", "updates"], "singular vectors of the stacked factors (the paper) or of the stacked updates"]
 
 
 def to_cores(A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

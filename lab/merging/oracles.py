@@ -99,9 +99,9 @@ class Match:
     """A method and a value that it gives.
 
     where: file and function of the source. parameters, weights ("W": the case's), scalings: with which the method gives the
-    value; parameters may depend on the case, then `setting` says them in words. difference: what the source defines otherwise than our
-    method by itself, "" if nothing; `ours` are then the parameters of the method by itself, for how far apart they are. compute:
-    gives the value in place of the method's merge; where it is a step that the method does not offer, `offered` is False.
+    value; parameters may depend on the case, then `setting` says them in words. difference: what the source defines otherwise than
+    our method by itself, "" if nothing; `ours` are then the parameters of the method by itself, for how far apart they are.
+    compute: gives the value in place of the method's merge; where it is a step that the method does not offer, `offered` is False.
     """
 
     method: str

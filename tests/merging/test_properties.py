@@ -34,7 +34,8 @@ NOT_THE_SKILL = {
     "recycling": "starts as the base",
     "cat": "starts at 0.5 of each skill",
 }
-# Equal skills, by the default weights and with nothing pruned, give that skill, but for (how many times it, of k; None: another update):
+# Equal skills, by the default weights and with nothing pruned, give that skill, but for (how many times it, of k skills; None:
+# another update):
 EQUAL_SKILLS = {
     "task_arithmetic": lambda k: k,  # weights 1: a sum
     "linear_factors": lambda k: k,  # (Σ √(1/k) B)(Σ √(1/k) A)

@@ -23,6 +23,7 @@ from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
 from lab.lora.compatibility import check_compatible, is_conv1d, linear_shape
 
+
 @dataclasses.dataclass(frozen=True)
 class PerPrompt:
     """Coefficients of whole prompts. shares: (rows, skills). skills: the numbers of those that any row has a share of.

@@ -28,8 +28,8 @@ def learn(arguments: Sequence[str]) -> int:
         "Learn the coefficients of a merge (or a router) on a little of the skills' own data, on a frozen base. Rows\n"
         "that are held out choose the learning rate. After an interruption the same command continues.",
         'rows: JSON lines with two texts each, {"prompt": …, "completion": …}; one file that mixes the skills, or one\n'
-        'per skill, of which equally many rows are taken. "world" is the embedded world\'s own maths and code. A\n'
-        "method may want rows of the target task instead (lorahub), or look at prompts only (adamerging): see its help.\n\n"
+        "per skill (called as the adapter is: some methods need to know), of which equally many rows are taken. \"world\" is\n"
+        "the embedded world's own maths and code. A method may want rows of the target task instead (lorahub), or look at prompts only (adamerging): see its help.\n\n"
         "examples:\n"
         "  python -m lab learn maths/ code/ --method cat --data mix.jsonl --out merged/\n"
         "  python -m lab learn maths/ code/ --base embedded --method cat --data world --rates 0.1 --out merged/\n\n"
@@ -107,7 +107,7 @@ def learn(arguments: Sequence[str]) -> int:
         "rates": options.rates, "batch_size": options.batch_size, "epochs": options.epochs, "steps": options.steps,
         "seed": options.seed, "precision": options.precision, "parameters": parameters,
     }  # fmt: skip
-    data = [[row.ids, row.prompt_length] for row in rows]
+    data = [[row.ids, row.prompt_length, row.skill] for row in rows]
     key = content_hash(method.name, settings, [adapter.digest() for adapter in adapters], data, base)
     checkpoint = out.parent / f".{out.name}.{key[:12]}.checkpoint"
     found = learn.learn(
@@ -168,12 +168,14 @@ def _examples(sources: Sequence[str], count: int | None, seed: int):
     if sources == ["world"]:
         from lab.tasks import code, maths
 
-        parts = [task.load("world", "calibration", count or 400, seed) for task in (maths.TASK, code.TASK)]
-        return [example for part in parts for example in part], {"world": f"seed {seed}"}
+        tasks = (maths.TASK, code.TASK)
+        parts = [(task.name, task.load("world", "calibration", count or 400, seed)) for task in tasks]
+        return [replace(e, metadata={**e.metadata, "skill": name}) for name, part in parts for e in part], {"world": f"seed {seed}"}
     parts, digests = [], {}
     for source in sources:
         path = Path(source).expanduser()
-        parts.append([Example(f"{path.name}:{line}", *texts, "") for line, *texts in read_pairs(path)])
+        named = {"skill": path.stem}
+        parts.append([Example(f"{path.name}:{line}", *texts, metadata=named) for line, *texts in read_pairs(path)])
         digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     share = min([len(part) for part in parts] + ([count] if count else []))
     return [example for part in parts for example in part[:share]], digests

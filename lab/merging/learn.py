@@ -15,7 +15,8 @@ from lab.errors import LabError
 from lab.files import write_atomic
 from lab.lora.adapter import LoraAdapter
 from lab.lora.stacked import attach
-from lab.merging.build import build, freeze, search
+from lab.merging.build import build, freeze, search, solve
+from lab.merging.inputs import Prompt
 from lab.merging.registry import get_method
 from lab.training.loop import (
     Batch,
@@ -72,7 +73,7 @@ def prompts_only(rows: Sequence[Encoded], pad_id: int) -> list[Encoded]:
     One padding token stands where the completion was, for the prediction after the prompt's last token; no earlier
     token sees it. Raises LabError when every prompt is empty.
     """
-    prompts = [Encoded((*row.ids[: row.prompt_length], pad_id), 0) for row in rows if row.prompt_length]
+    prompts = [Encoded((*row.ids[: row.prompt_length], pad_id), 0, row.skill) for row in rows if row.prompt_length]
     if not prompts:
         raise LabError("There are no prompts to learn on: every row begins with its completion.")
     return prompts
@@ -87,9 +88,7 @@ def held_out_loss(
     ordered = sorted(rows, key=lambda row: len(row.ids))
     for i in range(0, len(ordered), batch_size):
         batch = collate(ordered[i : i + batch_size], pad_id)
-        device = next(model.parameters()).device
-        there = Batch(*(t.to(device) for t in (batch.input_ids, batch.labels, batch.attention_mask)))
-        value, tokens = objective(model, there)
+        value, tokens = objective(model, batch.to(next(model.parameters()).device))
         total, count = total + float(value), count + tokens
     if not count:
         raise LabError("No row has a completion that fits into max_tokens; raise it.")
@@ -138,6 +137,8 @@ def learn(
         steps = recipe.steps
     if get_method(method).kind == "search":
         return _search(method, model, adapters, rows, pad_id, steps or recipe.steps, parameters, on_step)
+    if recipe.learning_rate is None:
+        return _solve(method, model, adapters, prompts_by_skill(method, rows, adapters), seed, parameters)
 
     rates = (recipe.learning_rate,) if rates is None else rates
     batch_size = recipe.batch_size if batch_size is None else batch_size
@@ -273,6 +274,43 @@ class _BestStep:
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: parameter.detach().cpu().clone() for name, parameter in self.weights.items()}
+
+
+def prompts_by_skill(method: str, rows: Sequence[Encoded], adapters: Sequence[LoraAdapter]) -> dict[str, list[Prompt]]:
+    """The prompts' token ids by skill, in alphabetical order; of running text, which has no prompt, the text is what is read.
+
+    Raises LabError for a skill that has none, or only one.
+    """
+
+    def read(row: Encoded) -> Prompt:
+        return row.ids[: row.prompt_length] if row.prompt_length > 1 else row.ids[:-1]  # one may be the beginning-of-text token
+
+    found = {
+        adapter.name: [read(row) for row in rows if row.skill == adapter.name and len(row.ids) > 1]
+        for adapter in sorted(adapters, key=lambda adapter: adapter.name)
+    }
+    lacking = [skill for skill, prompts in found.items() if len(prompts) < 2]
+    if lacking:
+        have = ", ".join(sorted({row.skill for row in rows if row.skill})) or "of no skill that is named"
+        raise LabError(
+            f"{method} needs at least 2 prompts of every skill, and there are too few of {', '.join(lacking)} (rows are {have}); "
+            f"give a file of rows per skill, called as the adapter is."
+        )
+    return found
+
+
+def _solve(
+    method: str, model, adapters: Sequence[LoraAdapter], prompts: dict[str, list[Prompt]], seed: int, parameters: Mapping
+) -> Learned:
+    """Learn in closed form: an adapter from what the prompts show, or a router that tells the skills' prompts apart."""
+    model.eval()
+    if get_method(method).kind == "solve":
+        return Learned(solve(method, adapters, model, prompts, **parameters), [], [], None, 0)
+    with attach(model, adapters) as stack:
+        router = build(method, stack, **parameters)
+        router.learn_from(prompts, seed)
+        kept = {name: tensor.detach().cpu().clone() for name, tensor in router.state_dict().items()}
+    return Learned(None, [], [], None, 0, kept)
 
 
 class _Trainable(torch.nn.Module):

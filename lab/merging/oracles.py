@@ -22,6 +22,7 @@ from lab.merging.merge import merge, merge_full_rank
 from lab.merging.methods.della import magprune
 from lab.merging.methods.lora_lego import centroids
 from lab.merging.methods.lorahub import weighted
+from lab.merging.methods.regmean import least_squares, shrink
 from lab.merging.pruning import elect_and_merge, keep_count
 from lab.merging.registry import METHODS, complete_parameters, get_method
 
@@ -99,9 +100,10 @@ class Match:
     """A method and a value that it gives.
 
     where: file and function of the source. parameters, weights ("W": the case's), scalings: with which the method gives the
-    value; parameters may depend on the case, then `setting` says them in words. difference: what the source defines otherwise than
-    our method by itself, "" if nothing; `ours` are then the parameters of the method by itself, for how far apart they are.
-    compute: gives the value in place of the method's merge; where it is a step that the method does not offer, `offered` is False.
+    value; parameters may depend on the case, then `setting` says them in words. difference: what the source defines otherwise
+    than our method by itself, "" if nothing; `ours` are then the parameters of the method by itself, for how far apart they are.
+    compute: gives the value in place of the method's merge; where it is a step that the method does not offer, `offered` is
+    False. cases: where these parameters hold.
     """
 
     method: str
@@ -115,6 +117,11 @@ class Match:
     ours: Setting = field(default_factory=dict)
     compute: Callable[["Match", Case], Tensor] | None = None
     offered: bool = True
+    cases: Sequence[str] = CASES
+
+    def found(self) -> list[Case]:
+        """The cases that have the value."""
+        return [one for one in stored(self.value) if one.name in self.cases]
 
     def weights_of(self, case: Case) -> Sequence[float] | None:
         return case.W if self.weights == "W" else self.weights
@@ -128,11 +135,11 @@ class Match:
         """How far the method by itself is from the value, where the definitions differ."""
         return case.distance(self.merged(case, self.ours), self.value)
 
-    def merged(self, case: Case, parameters: Setting) -> Tensor:
-        """The method's own merge with these parameters."""
+    def merged(self, case: Case, parameters: Setting, weights: Sequence[float] | None = None) -> Tensor:
+        """The method's own merge with these parameters, and weights, unless they are the match's."""
         parameters = dict(parameters(case) if callable(parameters) else parameters)
-        skills, weights = case.skills(self.scalings), self.weights_of(case)
-        if "rank" in parameters or get_method(self.method).default_rank == "max":
+        skills, weights = case.skills(self.scalings), weights or self.weights_of(case)
+        if "rank" in parameters or self.method == "svd":
             return merge(self.method, skills, weights, **parameters).delta_weight("m")
         return merge_full_rank(self.method, skills, weights, **parameters).modules["m"].delta_weight()
 
@@ -205,6 +212,11 @@ def whole_core(case: Case) -> int:
     return min(out_features, sum(case.ranks)) * min(in_features, sum(case.ranks))
 
 
+def compressed(case: Case) -> int:
+    """The rank that compress-then-merge was given."""
+    return 3 if case.name == "unequal" else max(case.ranks)
+
+
 # What the merge of given adapters does not cover
 
 
@@ -239,6 +251,12 @@ def with_ranks_of_the_first(match: Match, case: Case) -> Tensor:
     skills = [merge("svd", [skill], [1.0], rank=min(case.ranks)) for skill in case.skills()]
     skills = [LoraAdapter(f"skill {i}", "", skill.modules) for i, skill in enumerate(skills)]
     return merge(match.method, skills, match.weights_of(case)).delta_weight("m")
+
+
+def as_regmean(match: Match, case: Case) -> Tensor:
+    """The solution for given Gram matrices, their entries off the diagonal times 0.6."""
+    G = [shrink(case.tensors[f"input/G{i}"].double(), 0.6) for i in range(len(case.factors))]
+    return least_squares(case.factors, G, sum(G)).delta_weight()
 
 
 def as_clusters(**clusters: Sequence[int]) -> Callable[[Match, Case], Tensor]:
@@ -283,6 +301,8 @@ GTA = "mergekit/merge_methods/generalized_task_arithmetic.py, GTATask.execute"
 PEFT = "tuners/lora/model.py, add_weighted_adapter"
 CS = "task_merger.py"
 RAM = "peft_extension"
+MR = "merge/methods/functional"
+MERGEKIT = "mergekit/merge_methods"
 HALF, FIFTH = {"density": 0.5}, {"density": 0.2}
 MORE = "keeps one entry more"
 NOT_LEARNED = "as coefficients, not learned"
@@ -313,6 +333,7 @@ MATCHES = (
     Match("svd", "peft.svd[weights=W]", PEFT, weights="W"),
     Match("svd", "peft.svd[weights=W,svd_rank=3]", PEFT, {"rank": 3}, "W"),
     Match("svd", "peft.svd[weights=1:-0.5,lora_alpha=8:2]", PEFT, weights=(1, -0.5), scalings=(2, 0.5)),
+    Match("svd", "ctm.full.sum+low_rank[rank=r]", f"{CS}, truncated_svd", {"rank": 3}, (1, 1)),
     Match("linear_factors", "peft.linear[weights=W]", PEFT, weights="W"),
     Match("linear_factors", "peft.linear[weights=1:-0.5,lora_alpha=8:2]", PEFT, weights=(1, -0.5), scalings=(2, 0.5)),
     Match("magnitude_prune_factors", "peft.magnitude_prune[weights=W,density=0.5]", PEFT, HALF, "W"),
@@ -431,6 +452,59 @@ MATCHES = (
         "arrow", "ram.arrow(X)[top_k=2,temp=0.5]", f"{RAM}/arrow/layers.py, ArrowLinear.forward",
         {"top_k": 2, "temperature": 0.5}, compute=as_arrow, setting="output for 6 tokens",
     ),
+    Match("wudi", "mr.wudi[closed,ridge=1e-8,float64]", f"{MR}/wudi.py, _closed_form"),
+    Match("wudi", "mr.actmerge[ridge=0]", f"{MR}/actmerge.py, actmerge_impl", {"balance": False}),
+    Match("model_stock", "mergekit.model_stock[filter_wise=0]", f"{MERGEKIT}/model_stock.py, ModelStockMergeTask.execute"),
+    Match(
+        "model_stock", "mergekit.model_stock[filter_wise=1]", f"{MERGEKIT}/model_stock.py, ModelStockMergeTask.execute",
+        {"per_row": True},
+    ),
+    Match("karcher", "mergekit.karcher[max_iter=100,tol=1e-9]", f"{MERGEKIT}/karcher.py, karcher_merge_tensors"),
+    Match("multislerp", "mergekit.multislerp[weight=1,eps=1e-8]", f"{MERGEKIT}/multislerp.py, multislerp"),
+    Match("multislerp", "mergekit.multislerp[weight=W,eps=1e-8]", f"{MERGEKIT}/multislerp.py, multislerp", weights="W"),
+    Match("nuslerp", "mergekit.nuslerp[weight=W,flatten=0,row_wise=0]", f"{MERGEKIT}/nuslerp.py, nuslerp", weights="W"),
+    Match("nuslerp", "mergekit.nuslerp[weight=W,flatten=1]", f"{MERGEKIT}/nuslerp.py, nuslerp", {"per": "module"}, "W"),
+    Match("cart", "mr.cart_merge[rank=0.5,scale=0.5]", f"{MR}/cart_merge.py, cart_merge_impl", {"share": 0.5, "of": "sides"}),
+    Match(
+        "cart", "mr.cart_merge[rank=0.1,scale=1]", f"{MR}/cart_merge.py, cart_merge_impl",
+        {"share": 0.1, "of": "sides", "scale": 1.0},
+    ),
+    Match("cart", "cs.full.cart[rank=0.25,scale=0.5]", f"{CS}, get_cart_delta_w", {"of": "sides"}),
+    Match("cart", "cs.core.cart[rank=0.25,scale=0.5]", f"{CS}, get_cart_delta_w"),
+    Match(
+        "iso_cts", "ctm.full.iso-cts[lora_rank=2r]", f"{CS}, iso_cts",
+        lambda case: {"common": 1 - len(case.ranks) / sum(case.ranks)}, setting="common 1 - k/Σr", cases=("small", "three"),
+    ),
+    Match(
+        "iso_cts", "ctm.full.iso-cts[lora_rank=2r]", f"{CS}, iso_cts", {"common": 4 / 6, "directions": 6},
+        cases=("unequal", "correlated"),
+    ),
+    Match("svc", "fb.svc[base=sum,alpha=1]", "fusion_bench/method/singular_value_calibration/utils.py"),
+    Match(
+        "svc", "fb.svc[base=0.3*sum,alpha=0.5]", "fusion_bench/method/singular_value_calibration/utils.py", {"alpha": 0.5},
+        (0.3, 0.3),
+    ),
+    Match("sce", "mergekit.sce[select_topk=0.5]", f"{MERGEKIT}/sce.py, sce_merge", HALF),
+    Match("sce", "mergekit.sce[select_topk=1]", f"{MERGEKIT}/sce.py, sce_merge", {"density": 1.0}),
+    Match(
+        "regmean", "fb.regmean[reduce_non_diagonal_ratio=0.6]",
+        "fusion_bench/method/regmean/regmean.py, merging_with_regmean_weights", setting="Gram matrices given, ratio 0.6",
+        compute=as_regmean,
+    ),
+    *(
+        Match(
+            "compress_then_merge", f"ctm.{space}.sum[rank=r,beta={beta:g}]", f"{CS}, get_low_rank_components",
+            lambda case, beta=beta: {"norms": beta, "size": compressed(case)}, setting=f"size r, norms {beta:g}, weights 1",
+            compute=lambda match, case: match.merged(case, match.parameters, [1.0] * len(case.ranks)),
+        )
+        for space, beta in (("low_rank_core", 0.0), ("low_rank_core", 1.0), ("low_rank", 0.0))
+    ),
+    Match(
+        "compress_then_merge", "ctm.low_rank_core.ties[rank=r,beta=0.25,topK=25]", f"{CS}, get_low_rank_components_in_core_space",
+        lambda case: {"norms": 0.25, "size": compressed(case), "trim": (int(compressed(case) ** 2 / 4) + 1.5) / compressed(case) ** 2},
+        setting="size r, norms 0.25, trim (int(r²/4) + 1)/r²", difference=MORE,
+        ours=lambda case: {"norms": 0.25, "size": compressed(case), "trim": 0.25},
+    ),
 )  # fmt: skip
 
 
@@ -489,17 +563,21 @@ WITHOUT = {  # why there is no value for a method
     "moe": "routers learn; its shares are compared with mergoo's formula in the tests",
     "xlora": "routers learn; compared with PEFT itself, run in the tests",
     "lora_flow": "routers learn; compared with the paper's formula in the tests",
+    "iteris": "reads what the base's modules read; compared with the paper's formula in the tests",
+    "nsc": "its coefficients learn; compared with the paper's formula in the tests",
+    "pi_tuning": "learns a skill's factors too; compared with the paper's formula in the tests",
+    "gen_know_sub": "a router over updates less a general one; compared with Arrow in the tests",
+    "prompt_router": "routers learn; its decisions are tested by what they must leave untouched",
     "remix": "routers learn, and no code of its authors was found; compared with the paper's formulas in the tests",
 }
 
 # Values that no method here gives, by the part of their keys after the source.
 NOT_HERE = {
-    "robustmerge": "RobustMerge", "iso-cts": "Iso-CTS", "pcb": "PCB-Merging", "low_rank": "Compress then merge", "cart": "CART",
-    "actmerge": "WUDI as a closed form", "wudi": "WUDI", "dc_merge": "DC-Merge", "geo_core": "Geometric core",
-    "svc": "Singular value calibration", "regmean": "RegMean", "karcher": "Karcher mean", "model_stock": "Model Stock",
-    "multislerp": "Multi-SLERP", "nuslerp[weight=W,flatten=0": "NuSLERP by rows", "nearswap": "Nearswap",
-    "arcee_fusion": "Arcee Fusion", "ramplus": "RAM+", "sce": "SCE", "breadcrumbs_ties": "Breadcrumbs with elected signs",
-    "ties_merge[topk=0.5,max]": "TIES that takes the largest", "cs.svd.ties[topK=50,sum]": "KnOTS that sums",
+    "robustmerge": "RobustMerge", "pcb": "PCB-Merging", "dc_merge": "DC-Merge", "geo_core": "Geometric core",
+    "wudi[gd": "WUDI by 300 steps of descent", "nearswap": "Nearswap", "arcee_fusion": "Arcee Fusion", "ramplus": "RAM+",
+    "breadcrumbs_ties": "Breadcrumbs with elected signs", "ties_merge[topk=0.5,max]": "TIES that takes the largest",
+    "cs.svd.ties[topK=50,sum]": "KnOTS that sums",
+    "regmean": "RegMean with the Gram matrices as they are, which single precision solves to 2e-5",
 }  # fmt: skip
 
 

@@ -16,6 +16,8 @@ Its positional parameters say what kind of method it is:
 (adapters, loss, steps) -> LoraAdapter, kind "search"
     Learned without gradients: tries so many adapters, each scored by `loss(adapter)` (nats per token; None
     when the search is to end before), and returns the best.
+(adapters, model, prompts) -> factors by module, kind "solve"
+    Learned in closed form: from what the modules of the base read on each skill's own prompts (token ids by skill).
 (stack) -> nn.Module, kind "router"
     Gives coefficients per token; it puts itself on the stack (`Stack.set_routers`).
 
@@ -45,6 +47,7 @@ KINDS = {
     ("A", "B", "scalings", "weights"): "raw factors",
     ("adapters",): "coefficients",
     ("adapters", "loss", "steps"): "search",
+    ("adapters", "model", "prompts"): "solve",
     ("stack",): "router",
 }
 
@@ -93,7 +96,7 @@ class Parameter:
 class Recipe:
     """How the source trains a learned method.
 
-    learning_rate: None for a search without gradients. steps: optimizer steps or tries, None for `epochs`
+    learning_rate: None for a search without gradients, and for what is learned in closed form. steps: optimizer steps or tries, None for `epochs`
     over the data.
     data: "mix" (the skills' own data, with answers), "prompts" (the same, without answers) or "target"
     (examples of the target task, which no other method sees). rows: how many, None for all there are.

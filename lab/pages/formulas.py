@@ -72,7 +72,7 @@ def size(value: float) -> str:
 
 
 def _line(match: Match) -> Line:
-    found = stored(match.value)
+    found = match.found()
     error = max(match.error(one) for one in found)
     apart = max(match.apart(one) for one in found) if match.difference else 0.0
     ok = error <= EQUAL

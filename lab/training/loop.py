@@ -61,19 +61,26 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """input_ids, labels, attention_mask: (rows, tokens) int64. labels are IGNORED where no loss is wanted."""
+    """input_ids, labels, attention_mask: (rows, tokens) int64. labels are IGNORED where no loss is wanted. skills: as Encoded.skill."""
 
     input_ids: Tensor
     labels: Tensor
     attention_mask: Tensor
+    skills: tuple[str, ...] = ()
+
+    def to(self, device) -> "Batch":
+        return Batch(self.input_ids.to(device), self.labels.to(device), self.attention_mask.to(device), self.skills)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One training row: token ids, and how many of the first belong to the prompt (no loss there)."""
+    """One training row: token ids, and how many of the first belong to the prompt (no loss there). skill: whose row it is, where that
+    is known.
+    """
 
     ids: tuple[int, ...]
     prompt_length: int
+    skill: str = ""
 
 
 def encode_prompt(tokenizer, prompt: str) -> list[int]:
@@ -84,11 +91,11 @@ def encode_prompt(tokenizer, prompt: str) -> list[int]:
     return ids if start is None or ids[:1] == [start] else [start, *ids]
 
 
-def encode(tokenizer, prompt: str, completion: str, max_tokens: int) -> Encoded:
+def encode(tokenizer, prompt: str, completion: str, max_tokens: int, skill: str = "") -> Encoded:
     """Prompt and completion are tokenised apart, as generation sees them, and end with the end-of-text token."""
     head = encode_prompt(tokenizer, prompt)
     tail = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    return Encoded(tuple([*head, *tail][:max_tokens]), min(len(head), max_tokens))
+    return Encoded(tuple([*head, *tail][:max_tokens]), min(len(head), max_tokens), skill)
 
 
 def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:
@@ -100,7 +107,7 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:
         ids[i, : len(row.ids)] = torch.tensor(row.ids)
         labels[i, row.prompt_length : len(row.ids)] = torch.tensor(row.ids[row.prompt_length :], dtype=torch.long)
         mask[i, : len(row.ids)] = 1
-    return Batch(ids, labels, mask)
+    return Batch(ids, labels, mask, tuple(row.skill for row in rows))
 
 
 def bucketed_batches(
@@ -244,7 +251,7 @@ def fit(
     last = len(losses) if ended else config.steps  # a run that was stopped early stays stopped
     bar = tqdm(range(len(losses), last), initial=len(losses), total=config.steps, desc=label, mininterval=2.0)
     for step in bar:
-        micro = [Batch(*(t.to(device) for t in (b.input_ids, b.labels, b.attention_mask))) for b in batches(step)]
+        micro = [batch.to(device) for batch in batches(step)]
         tokens = sum(int((b.labels[:, 1:] != IGNORED).sum()) for b in micro)
         total = 0.0
         for batch in micro:

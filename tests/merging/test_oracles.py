@@ -24,7 +24,7 @@ from lab.merging.pruning import drop_randomly
 
 @pytest.mark.parametrize("match", MATCHES, ids=lambda match: f"{match.method} {match.value}")
 def test_a_method_gives_what_others_compute(match):
-    cases = stored(match.value)
+    cases = match.found()
     assert cases
     for found in cases:
         assert match.error(found) <= EQUAL, found.name
@@ -33,7 +33,7 @@ def test_a_method_gives_what_others_compute(match):
 @pytest.mark.parametrize("match", [m for m in MATCHES if m.difference], ids=lambda match: f"{match.method} {match.value}")
 def test_a_difference_of_definition_is_one(match):
     """Were both the same after all, the table would name a difference that is none."""
-    assert any(match.apart(found) > 0.01 for found in stored(match.value))
+    assert any(match.apart(found) > 0.01 for found in match.found())
 
 
 @pytest.mark.parametrize("drawn", DRAWN, ids=lambda drawn: f"{drawn.method} {drawn.value}")

@@ -15,7 +15,7 @@ import torch
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors
 from lab.lora.stacked import attach
-from lab.merging import METHODS, build, freeze, merge, merge_full_rank, schema, search
+from lab.merging import METHODS, build, freeze, merge, merge_full_rank, schema, search, solve
 from tests.tiny_models import llama, logits
 
 MODULES = {
@@ -30,6 +30,7 @@ CLOSE = 2e-4  # of the norm: rounding in fp32
 # One skill alone, at weight 1 and with nothing pruned, is that skill, but for:
 NOT_THE_SKILL = {
     "iso_c": "flattens the spectrum of any update",
+    "iso_cts": "flattens the spectrum of any update",
     "adamerging": "starts at 0.3 of each skill",
     "recycling": "starts as the base",
     "cat": "starts at 0.5 of each skill",
@@ -45,7 +46,15 @@ EQUAL_SKILLS = {
     "adamerging": lambda k: 0.3 * k,
     "recycling": lambda k: 0,
     "iso_c": None,  # a flat spectrum
+    "iso_cts": None,
     "pico": None,  # the strongest directions are shared, and so weakened most
+}
+
+
+# Routers under which one skill, or equal ones, leave the base as it is:
+THE_BASE = {
+    "gen_know_sub": "nothing is left of a skill less the mean of all",
+    "prompt_router": "sends every prompt to the base until it has learned",
 }
 
 
@@ -94,6 +103,10 @@ def outcome(name, skills, weights=None, learned=False, **options):
     method = METHODS[name]
     if method.kind == "search":
         found = search(name, skills, from_the_first, 20, **options)
+        return {module: found.delta_weight(module) for module in found.modules}
+    if method.kind == "solve":
+        prompts = {s.name: [(1, 2 + i, 3, 4), (5, 6, 7 + i)] for i, s in enumerate(sorted(skills, key=lambda s: s.name))}
+        found = solve(name, skills, llama(), prompts, **options)
         return {module: found.delta_weight(module) for module in found.modules}
     if name in STATIC:
         weights = None if method.kind == "coefficients" else weights
@@ -204,7 +217,7 @@ def test_one_skill_is_that_skill(base, name):
         model = copy.deepcopy(base)
         with attach(model, alone) as stack:
             stack.set_coefficients(torch.ones(1, len(stack.modules)))
-            wanted = {"logits": logits(model)}
+            wanted = {"logits": logits(base if name in THE_BASE else model)}
     if METHODS[name].kind == "search":
         same(found, multiple(found, wanted))
     elif name in NOT_THE_SKILL:
@@ -220,7 +233,7 @@ def test_equal_skills_give_that_skill(base, name):
     found = outcome(name, equal, **all_kept(name))
     wanted = {m: f.delta_weight() for m, f in first.modules.items()}
     if METHODS[name].kind == "router":
-        wanted = outcome("moe", [first])  # which has all of the weight
+        wanted = {"logits": logits(base)} if name in THE_BASE else outcome("moe", [first])  # which has all of the weight
     times = EQUAL_SKILLS.get(name, lambda k: 1)
     if METHODS[name].kind == "search":
         same(found, multiple(found, wanted))

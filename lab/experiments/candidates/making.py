@@ -20,7 +20,7 @@ def learned(
     """
     preset, recipe = context.preset, METHODS[method].recipe
     search = METHODS[method].kind == "search"
-    rates = () if search else tuple(rates or preset.coefficient_rates)
+    rates = () if recipe.learning_rate is None else tuple(rates or preset.coefficient_rates)
     examples = context.target_examples(recipe.rows) if recipe.data == "target" else context.coefficient_examples
 
     def build(checkpoint: Path) -> tuple[LoraAdapter | Router, dict]:

@@ -23,7 +23,20 @@ from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
 from lab.lora.compatibility import check_compatible, is_conv1d, linear_shape
 
-Coefficient = Tensor | Callable[[Tensor], Tensor]
+
+@dataclasses.dataclass(frozen=True)
+class PerPrompt:
+    """Coefficients of whole prompts. shares: (rows, skills). skills: the numbers of those that any row has a share of.
+
+    Unlike a Tensor of coefficients, each skill is computed by itself: a row without a share of any skill is the base's to the bit,
+    and a skill that a row has no share of cannot move a bit of it.
+    """
+
+    shares: Tensor
+    skills: tuple[int, ...]
+
+
+Coefficient = Tensor | Callable[[Tensor], Tensor | PerPrompt]
 
 
 class StackedLinear(nn.Module):
@@ -64,6 +77,8 @@ class StackedLinear(nn.Module):
         c = self.coefficients
         if callable(c):
             c = c(x)
+        if isinstance(c, PerPrompt):
+            return self._per_prompt(x, c)
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
         skills = (c, self.spread, self.A_cat, self.B_cat)
@@ -71,6 +86,22 @@ class StackedLinear(nn.Module):
             W = self.weight if is_conv1d(self.base) else self.weight.T
             return _Stacked.apply(x.to(dtype), *skills, W, self.bias)
         return self.base(x) + _Stacked.apply(x.to(dtype), *skills, None, None)
+
+    def _per_prompt(self, x: Tensor, c: PerPrompt) -> Tensor:
+        """Every skill on all rows, added where it has a share: the shapes, and so the roundings, do not depend on the choices."""
+        if x.ndim != 3 or len(x) != len(c.shares):
+            raise LabError(f"There are decisions for {len(c.shares)} prompts, and the layer reads {tuple(x.shape)}; keep rows as they began.")
+        out = self.base(x)
+        for skill in c.skills:
+            ranks = slice(self.starts[skill], self.starts[skill + 1])
+            if ranks.start == ranks.stop:
+                continue
+            share = c.shares[:, skill, None, None].to(out.dtype)
+            # Contiguous: in what steps the memory of all skills is walked must not matter.
+            A, B = self.A_cat[ranks].contiguous(), self.B_cat[:, ranks].contiguous()
+            update = F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+            out = torch.where(share != 0, out + (share * update).to(out.dtype), out)
+        return out
 
     def within(self, skill: int, factors: LoraFactors) -> LoraFactors:
         """A skill's factors as views of the stacked ones, each where that holds the very same numbers."""

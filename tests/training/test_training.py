@@ -1,5 +1,7 @@
 """The training loop: exact resume, exact accumulation, and only what is trainable moves."""
 
+import math
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -54,6 +56,25 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, optimizer):
     assert again == losses
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share"), [("linear", lambda done: 1 - done), ("cosine", lambda done: (1 + math.cos(math.pi * done)) / 2)]
+)
+def test_the_rate_rises_and_falls_as_the_schedule_says(schedule, share):
+    """Under a constant gradient AdamW moves a number by the rate of the step."""
+    model = torch.nn.Module()
+    model.number = torch.nn.Parameter(torch.zeros(()))
+    numbers = [0.0]
+    config = TrainConfig(steps=10, learning_rate=1.0, warmup=2, schedule=schedule)
+    fit(
+        model, bucketed_batches(ROWS, 3, 10, 0, 0), config, loss=lambda model, batch: (model.number * (batch.labels[:, 1:] != -100).sum(), 1),
+        on_step=lambda step, loss: numbers.append(model.number.item()),
+    )  # fmt: skip
+    rates = [before - after for before, after in zip(numbers, numbers[1:], strict=False)]
+    assert rates == pytest.approx([0, 0.5, *(share(step / 8) for step in range(8))], abs=1e-4)
+    with pytest.raises(LabError, match="schedule is 'steps'; choose linear or cosine"):
+        TrainConfig(steps=1, learning_rate=1.0, schedule="steps")
 
 
 def test_checkpoint_of_another_run_is_not_used(tmp_path):

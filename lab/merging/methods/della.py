@@ -39,11 +39,11 @@ def della(
                 f"della: density {density:g} ± epsilon {epsilon:g} leaves the range from 0 to 1; "
                 f"choose a smaller epsilon."
             )
-        deltas = torch.stack([_magprune(delta, density, epsilon, generator) for delta in deltas])
+        deltas = torch.stack([magprune(delta, density, epsilon, generator) for delta in deltas])
     return elect_and_merge(deltas if density else 0 * deltas, weights, normalize=True).mul_(scale)
 
 
-def _magprune(delta: Tensor, density: float, epsilon: float, generator: torch.Generator) -> Tensor:
+def magprune(delta: Tensor, density: float, epsilon: float, generator: torch.Generator) -> Tensor:
     pruned = torch.empty_like(delta)
     width = delta.shape[1]
     for rows in chunks(len(delta), max(1, at_once(delta) // max(width, 1))):

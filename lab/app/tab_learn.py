@@ -165,6 +165,8 @@ def _note(method) -> str:
         )
     if method.recipe.data == "prompts":
         told.append("It learns from the rows' prompts only: their answers are taken away.")
+    if method.recipe.learning_rate is None and method.kind != "search":
+        told.append("It learns in closed form: steps, learning rate and rows per step are not used.")
     if method.recipe.learning_rate is not None:
         rate, rows = method.recipe.learning_rate, method.recipe.batch_size
         told.append(f"Its source learns at a rate of {rate:g}, {rows} rows a step.")

@@ -1,7 +1,8 @@
 """Merging LoRA adapters. METHODS holds every method; a new file in lab/merging/methods is found by itself.
 
 `merge` applies a static method and returns an ordinary adapter. For a learned one, `build` puts its coefficients on a stack,
-`lab.training.loop.fit` learns them, and `freeze` turns the result into an ordinary adapter; `search` does without gradients.
+`lab.training.loop.fit` learns them, and `freeze` turns the result into an ordinary adapter; `search` does without gradients,
+`solve` in closed form.
 `lab.merging.learn.learn` does all of it.
 """
 

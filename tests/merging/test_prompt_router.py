@@ -32,7 +32,7 @@ def prompts(kind, count=20, seed=0, length=None):
 
 
 def router_on(stack, **parameters):
-    router = build("prompt_router", stack, **{"layer": 0, "margin": 1.2} | parameters)
+    router = build("prompt_router", stack, **{"layer": 0, "margin": 1.5} | parameters)
     router.learn_from({name: prompts(name) for name in stack.skills})
     return router
 
@@ -94,7 +94,7 @@ def test_before_it_has_learned_all_is_the_base(base):
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_a_skill_added_later_leaves_the_rest_bit_equal(base, order, top_k):
     three = skills(base, ("math", "code", "style"))
-    options = {"top_k": top_k, "margin": 20.0 if top_k > 1 else 1.2, "temperature": 2.0}
+    options = {"top_k": top_k, "margin": 200.0 if top_k > 1 else 1.5, "temperature": 2.0}
     with attach(base, three[:2]) as stack:
         before = router_on(stack, **options)
         chosen, old = before.shares(before.embed(MIXED)), logits(base, MIXED)
@@ -205,9 +205,9 @@ def test_it_is_saved_loaded_and_detached_as_other_routers(base, tmp_path):
 def test_learn_fits_it_on_prompts(base):
     adapters = skills(base)
     rows = [Encoded((*prompt, 1, 2, 3), len(prompt), kind) for kind in ("math", "code") for prompt in prompts(kind)]
-    found = learn("prompt_router", base, adapters, rows, PAD, rates=(), parameters={"layer": 0, "margin": 1.2})
+    found = learn("prompt_router", base, adapters, rows, PAD, rates=(), parameters={"layer": 0, "margin": 1.5})
     assert found.adapter is None and found.learning_rate is None and found.sweep == []
     with attach(base, adapters) as stack:
-        router = build("prompt_router", stack, layer=0, margin=1.2)
+        router = build("prompt_router", stack, layer=0, margin=1.5)
         router.load_state_dict(found.router_state)
         assert router.chosen(prompts("code", seed=5)).count("code") >= 18

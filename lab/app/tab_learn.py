@@ -154,7 +154,8 @@ def _note(method) -> str:
     told = []
     if method.kind == "router":
         told.append(
-            "A router decides by what it reads (most of them token by token): its result is a column of Compare and can be taken home with the skills, "
+            "A router decides by what it reads (most of them token by token): its result is a column of Compare and can be taken "
+            "home with the skills, "
             "but it is no table of alphas, so it cannot be put into the mixer."
         )
     if method.recipe.data == "target":

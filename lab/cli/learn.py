@@ -29,7 +29,8 @@ def learn(arguments: Sequence[str]) -> int:
         "that are held out choose the learning rate. After an interruption the same command continues.",
         'rows: JSON lines with two texts each, {"prompt": …, "completion": …}; one file that mixes the skills, or one\n'
         "per skill (called as the adapter is: some methods need to know), of which equally many rows are taken. \"world\" is\n"
-        "the embedded world's own maths and code. A method may want rows of the target task instead (lorahub), or look at prompts only (adamerging): see its help.\n\n"
+        "the embedded world's own maths and code. A method may want rows of the target task instead (lorahub), or look at\n"
+        "prompts only (adamerging): see its help.\n\n"
         "examples:\n"
         "  python -m lab learn maths/ code/ --method cat --data mix.jsonl --out merged/\n"
         "  python -m lab learn maths/ code/ --base embedded --method cat --data world --rates 0.1 --out merged/\n\n"
@@ -170,7 +171,8 @@ def _examples(sources: Sequence[str], count: int | None, seed: int):
 
         tasks = (maths.TASK, code.TASK)
         parts = [(task.name, task.load("world", "calibration", count or 400, seed)) for task in tasks]
-        return [replace(e, metadata={**e.metadata, "skill": name}) for name, part in parts for e in part], {"world": f"seed {seed}"}
+        named = [replace(e, metadata={**e.metadata, "skill": name}) for name, part in parts for e in part]
+        return named, {"world": f"seed {seed}"}
     parts, digests = [], {}
     for source in sources:
         path = Path(source).expanduser()

@@ -15,5 +15,6 @@ from lab.merging.truncation import factor_delta, truncate
 
 __all__ = [
     "METHODS", "Coefficients", "FullRankMerge", "FullRankUpdate", "Method", "Parameter", "Range", "Recipe", "build", "concatenate",
-    "factor_delta", "freeze", "get_method", "merge", "merge_full_rank", "merge_method", "methods", "schema", "search", "seeded_generator", "solve", "truncate",
+    "factor_delta", "freeze", "get_method", "merge", "merge_full_rank", "merge_method", "methods", "schema", "search",
+    "seeded_generator", "solve", "truncate",
 ]  # fmt: skip

@@ -27,20 +27,20 @@ _SEEN_BY_THE_BASE = ("input_ids", "inputs_embeds", "attention_mask", "position_i
 @merge_method(
     label="Prompt router",
     paper="https://arxiv.org/abs/2503.01743",
-    formula="c = the nearest skills of the prompt, by the mean hidden state of the base against each skill's own prompts; 0 for all: the base",
+    formula="c per prompt: the nearest skills by the base's mean hidden state against each skill's own prompts, or 0 for all",
     recipe=Recipe(learning_rate=None, batch_size=16, data="prompts"),
 )
 class prompt_router(Router):
     """Reads the prompt once with the base alone and gives it to one skill (or a mix of the nearest), for all tokens and modules.
 
-    Each skill knows its own prompts only: their mean hidden state (over a prompt's tokens, in one layer), how it varies (a Gaussian:
-    each feature's variance, and the main directions of the standardised features), and how far held-out ones lie. A prompt that lies
-    farther than `margin` times that from every skill is answered by the base, with the very same bits. A skill that is added later
-    changes no number of the others, and a prompt that it does not take is answered as before, bit for bit: every skill is computed by
-    itself, on all rows, and added where it is wanted.
+    Each skill knows its own prompts only: their mean hidden state (over a prompt's tokens, in one layer), how it varies (a
+    Gaussian: each feature's variance, and the main directions of the standardised features), and how far held-out ones lie. A
+    prompt that lies farther than `margin` times that from every skill is answered by the base, with the very same bits. A
+    skill that is added later changes no number of the others, and a prompt that it does not take is answered as before, bit
+    for bit: every skill is computed by itself, on all rows, and added where it is wanted.
 
-    The prompt is what the first forward pass of a cache reads; without a cache every pass is a prompt of its own, so that scoring a
-    given answer reads it too. Before it has learned, everything goes to the base.
+    The prompt is what the first forward pass of a cache reads; without a cache every pass is a prompt of its own, so that
+    scoring a given answer reads it too. Before it has learned, everything goes to the base.
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class prompt_router(Router):
         stack: Stack,
         *,
         top_k: Annotated[int, Range(1), "skills per prompt, at most; 1 is a hard choice"] = 1,
-        layer: Annotated[int | None, Range(0), "whose hidden states are read (0: the embeddings); empty: the middle one"] = None,
+        layer: Annotated[
+            int | None, Range(0), "whose hidden states are read (0: the embeddings); empty: the middle one"
+        ] = None,
         margin: Annotated[float, Range(0, 1000), "how much farther than a skill's own held-out prompts a prompt may lie"] = 1.5,
         temperature: Annotated[float, Range(1e-6), "of the softmax over distances, when top_k is more than 1"] = 0.1,
     ):
@@ -92,7 +94,7 @@ class prompt_router(Router):
             buffer[row] = value
 
     def take(self, other: "prompt_router") -> None:
-        """What another router has learned of skills of the same names, as it is: so that one can be added without the others' prompts."""
+        """What another router has learned of skills of the same names: so one can be added without the others' prompts."""
         for row, skill in enumerate(self.sorted_skills):
             if skill in other.sorted_skills:
                 place = other.sorted_skills.index(skill)

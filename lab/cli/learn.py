@@ -27,9 +27,9 @@ def learn(arguments: Sequence[str]) -> int:
         "Learn the coefficients of a merge (or a router) on a little of the skills' own data, on a frozen base. Rows\n"
         "that are held out choose the learning rate. After an interruption the same command continues.",
         'rows: JSON lines with two texts each, {"prompt": …, "completion": …}, or chats, {"messages": [{"role": "user", "content": …},\n'
-        '{"role": "assistant", "content": …}]}; one file that mixes the skills, or one per skill (called as the\n'
-        'adapter is: some methods need to know), of which equally many rows are taken. "world" is the embedded world\'s own maths and code. A\n'
-        "method may want rows of the target task instead (lorahub), or look at prompts only (adamerging): see its help.\n\n"
+        '{"role": "assistant", "content": …}]}; one file that mixes the skills, or one per skill (called as the adapter is: some\n'
+        'methods need to know), of which equally many rows are taken. "world" is the embedded world\'s own maths and code. A method may\n'
+        "want rows of the target task instead (lorahub), or look at prompts only (adamerging): see its help.\n\n"
         "examples:\n"
         "  python -m lab learn maths/ code/ --method cat --data mix.jsonl --out merged/\n"
         "  python -m lab learn maths/ code/ --base embedded --method cat --data world --rates 0.1 --out merged/\n\n"

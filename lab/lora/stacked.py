@@ -28,8 +28,8 @@ from lab.lora.compatibility import check_compatible, is_conv1d, linear_shape
 class PerPrompt:
     """Coefficients of whole prompts. shares: (rows, skills). skills: the numbers of those that any row has a share of.
 
-    Unlike a Tensor of coefficients, each skill is computed by itself: a row without a share of any skill is the base's to the bit,
-    and a skill that a row has no share of cannot move a bit of it.
+    Unlike a Tensor of coefficients, each skill is computed by itself: a row without a share of any skill is the base's to the
+    bit, and a skill that a row has no share of cannot move a bit of it.
     """
 
     shares: Tensor
@@ -90,7 +90,7 @@ class StackedLinear(nn.Module):
     def _per_prompt(self, x: Tensor, c: PerPrompt) -> Tensor:
         """Every skill on all rows, added where it has a share: the shapes, and so the roundings, do not depend on the choices."""
         if x.ndim != 3 or len(x) != len(c.shares):
-            raise LabError(f"There are decisions for {len(c.shares)} prompts, and the layer reads {tuple(x.shape)}; keep rows as they began.")
+            raise LabError(f"{len(c.shares)} prompts were decided on, and the layer reads {tuple(x.shape)}; keep the rows as they began.")
         out = self.base(x)
         for skill in c.skills:
             ranks = slice(self.starts[skill], self.starts[skill + 1])

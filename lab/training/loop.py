@@ -61,7 +61,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """input_ids, labels, attention_mask: (rows, tokens) int64. labels are IGNORED where no loss is wanted. skills: as Encoded.skill."""
+    """input_ids, labels, attention_mask: (rows, tokens) int64. labels are IGNORED where no loss is wanted. skills: of the rows."""
 
     input_ids: Tensor
     labels: Tensor
@@ -74,9 +74,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One training row: token ids, and how many of the first belong to the prompt (no loss there). skill: whose row it is, where that
-    is known.
-    """
+    """One training row: token ids, and how many of the first belong to the prompt (no loss there). skill: whose it is, if known."""
 
     ids: tuple[int, ...]
     prompt_length: int

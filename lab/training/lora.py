@@ -57,7 +57,8 @@ def encode_examples(tokenizer, examples: Sequence[Example], max_tokens: int, cha
     """
     if chat:
         examples = [in_chat(tokenizer, example) for example in examples]
-    rows = [encode(tokenizer, e.prompt, e.completion, max_tokens, str(e.metadata.get("skill", ""))) for e in examples if e.completion]
+    told = [e for e in examples if e.completion]
+    rows = [encode(tokenizer, e.prompt, e.completion, max_tokens, str(e.metadata.get("skill", ""))) for e in told]
     if not rows:
         raise LabError("There are no training rows: every completion is empty.")
     return rows

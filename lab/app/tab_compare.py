@@ -26,11 +26,13 @@ def build(page: Page) -> None:
         kind = gr.Radio(KINDS, value=KINDS[0], show_label=False, container=False, elem_id="kind")
         with gr.Group() as one:
             prompt = gr.Textbox(text, label=showcase.says, lines=1 if sentences else 3, max_lines=12, elem_id="prompt")
+            sentence = gr.Dropdown(
+                sentences, value=text if sentences else None, label="Examples", visible=bool(sentences), elem_id="sentence"
+            )
             with gr.Row():
                 shape = gr.Dropdown(templates, value=template, label="Put to the model as", min_width=200)
                 known = gr.Textbox(gold, label="Right answer, if known", min_width=130, elem_id="gold")
                 task_one = gr.Dropdown(tasks, value=target, label="Examples from", min_width=140, visible=not sentences)
-                sentence = gr.Dropdown(sentences, value=text if sentences else None, label="Examples", min_width=240, visible=bool(sentences), elem_id="sentence")
             reads = gr.HTML(_reads(context, text, template), apply_default_css=False, elem_id="reads")
         with gr.Row(visible=not sentences) as example_row:
             another = gr.Button("Another example", min_width=110, size="sm", elem_id="another")

@@ -222,7 +222,7 @@ def pictures(context: Context, session: Session) -> dict[str, Chart]:
 
 
 def question(context: Context, prompt: str, template: str = "", gold: str = "") -> Question:
-    """A prompt as the model reads it, in the prompt of the task that `template` names (default the showcase's first). Raises LabError."""
+    """A text as the model reads it, in the prompt that `template` names (default the showcase's first). Raises LabError."""
     showcase = context.showcase
     template = template or next(iter(showcase.shapes))
     text = wrap(showcase, prompt, template, context.engine.tokenizer, context.preset.chat)

@@ -29,8 +29,8 @@ CLOSED = 20  # closed pages of which Gradio's own state is kept, for those that 
 class Context:
     """adapters: what a new visitor begins with. results: folder of the records. files: where the page may write.
 
-    sources: where each of the adapters was read from. start: the recipe of the alphas that a visitor begins with. showcase: what the
-    page shows on the base. blocks, key: the page, and the id of the component in it that holds the session.
+    sources: where each of the adapters was read from. start: the recipe of the alphas that a visitor begins with.
+    showcase: what the page shows on the base. blocks, key: the page, and the id of the component in it that holds the session.
     """
 
     engine: Engine

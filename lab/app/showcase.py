@@ -16,11 +16,12 @@ from lab.tasks import Example, Task, rewriting
 
 @dataclass(frozen=True)
 class Showcase:
-    """tasks: by the names that visitors see; the shipped skills' by the skills' names, the last the target that needs all of them.
+    """tasks: by the names that visitors see; the shipped skills' by the skills' names, last the target that needs all of them.
 
-    shapes: label -> the task (by name) in whose prompt a text is put, the first unless another is chosen. folders: where the shipped
-    skills lie, by name. start: file with the recipe of the alphas to begin with (None: all alike). examples: gives a task's examples
-    to choose from, by its name (None: any of its test problems). says: what a visitor types. new_tokens: how long answers may be.
+    shapes: label -> the task (by name) in whose prompt a text is put, the first unless another is chosen. folders: where the
+    shipped skills lie, by name. start: file with the recipe of the alphas to begin with (None: all alike). examples: gives a
+    task's examples to choose from, by its name (None: any of its test problems). says: what a visitor types. new_tokens: how
+    long answers may be.
     """
 
     base: str
@@ -66,12 +67,13 @@ def _sentences(task: str) -> list[Example]:
     return rewriting.examples_to_try((task,) if task in CHANGES else CHANGES, "named")
 
 
-_TARGET = rewriting_skills.SECTION.target
+_SECTION, _BOTH = rewriting_skills.SECTION, " and ".join(CHANGES)
 REWRITING = Showcase(
-    rewriting_skills.preset().base, dict(zip((*CHANGES, " and ".join(CHANGES)), (*rewriting_skills.SECTION.skills, _TARGET), strict=True)),
-    {_TARGET.title: " and ".join(CHANGES), **{task.title: change for change, task in zip(CHANGES, rewriting_skills.SECTION.skills, strict=True)}},
-    lambda: {change: rewriting_skills.FOLDER / change for change in CHANGES}, start=rewriting_skills.RECIPE,
-    examples=_sentences, says="Your sentence", new_tokens=_TARGET.max_new_tokens,
+    rewriting_skills.preset().base,
+    {**dict(zip(CHANGES, _SECTION.skills, strict=True)), _BOTH: _SECTION.target},
+    {_SECTION.target.title: _BOTH, **{task.title: change for change, task in zip(CHANGES, _SECTION.skills, strict=True)}},
+    lambda: {change: rewriting_skills.FOLDER / change for change in CHANGES},
+    start=rewriting_skills.RECIPE, examples=_sentences, says="Your sentence", new_tokens=_SECTION.target.max_new_tokens,
 )  # fmt: skip
 
 SHOWCASES = {showcase.base: showcase for showcase in (WORD_PROBLEMS, REWRITING)}

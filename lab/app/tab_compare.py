@@ -21,7 +21,8 @@ def build(page: Page) -> None:
     text, template, gold = "Write a function that adds two numbers.", AS_TYPED, ""
     if context.engine.source == showcase.base:
         text, template, gold = actions.example(context, target, 1)
-    sentences = [actions.example(context, target, i)[0] for i in range(len(showcase.examples(target)))] if showcase.examples else []
+    examples = showcase.examples(target) if showcase.examples else []
+    sentences = [actions.example(context, target, i)[0] for i in range(len(examples))]
     with gr.Tab("Compare", id="compare"):
         kind = gr.Radio(KINDS, value=KINDS[0], show_label=False, container=False, elem_id="kind")
         with gr.Group() as one:
@@ -73,10 +74,12 @@ def build(page: Page) -> None:
     places = [one, many, filed, *([] if sentences else [example_row])]
     kind.change(lambda k: [gr.update(visible=k == name) for name in (*KINDS, KINDS[0])][: len(places)], kind, places, **PRIVATE)
     page.on(another.click, lambda _, task: actions.example(context, task), [task_one], [prompt, shape, known])
-    gr.on([prompt.change, shape.change], lambda *asked: _reads(context, *asked), [prompt, shape], reads, trigger_mode="always_last", **PRIVATE)
+    latest = {"trigger_mode": "always_last", **PRIVATE}
+    edits = [prompt.change, shape.change]
+    gr.on(edits, lambda *asked: _reads(context, *asked), [prompt, shape], reads, **latest)
     if sentences:  # the answer is known for the examples only
         sentence.input(lambda text: text, sentence, prompt, **PRIVATE)
-        gr.on([prompt.change, shape.change], lambda *asked: actions.known_answer(context, *asked), [prompt, shape], known, trigger_mode="always_last", **PRIVATE)
+        gr.on(edits, lambda *asked: actions.known_answer(context, *asked), [prompt, shape], known, **latest)
 
     def questions(kind, prompt, shape, gold, task, count, first, file, shape_file) -> list:
         if kind == KINDS[0]:

@@ -1,5 +1,4 @@
-"""The two rewriting skills that ship for the real base, and their merge: `python -m lab.experiments.rewriting_skills` makes them again
-(about 15 minutes on two cores)."""
+"""The rewriting skills that ship for the real base, and their merge: `python -m lab.experiments.rewriting_skills` makes them again."""
 
 import argparse
 import dataclasses
@@ -41,7 +40,8 @@ def ship(context: RunContext, folder: Path) -> None:
     _, facts = find(MERGE, SECTION).make(context).load()
     recipe = dict(facts["recipe"])
     names = dict(zip((task.name for task in SECTION.skills), CHANGES, strict=True))
-    recipe |= {"skills": [names[skill] for skill in recipe["skills"]], "inputs": inputs_of(shipped), "base": context.preset.base}
+    recipe |= {"skills": [names[skill] for skill in recipe["skills"]], "inputs": inputs_of(shipped)}
+    recipe["base"] = context.preset.base
     recipe |= {"rows": len(context.coefficient_examples), **{name: facts[name] for name in ("steps", "learning_rate", "sweep")}}
     write_atomic(folder / RECIPE.name, _json(recipe))
 

@@ -8,6 +8,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lab.errors import LabError
+from lab.evaluation.generate import room
 from lab.training.loop import IGNORED, Encoded, collate, encode, labelled_logits
 
 
@@ -35,7 +36,7 @@ def likelihoods(
         rows = [Encoded(row.ids[:-1], row.prompt_length) for row in rows]
         if any(len(row.ids) == row.prompt_length for row in rows):
             raise LabError("A choice is empty; write something, or score its end as well.")
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = room(model)
     tokens = max((len(row.ids) for row in rows), default=0)
     if longest is not None and tokens > longest:
         raise LabError(f"A prompt and its choice have {tokens} tokens, the model reads {longest}; shorten them.")
@@ -47,8 +48,9 @@ def likelihoods(
         logits, labels = labelled_logits(model, batch)
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
         counts = (batch.labels[:, 1:] != IGNORED).sum(1).tolist()
-        for i, row in zip(chunk, losses.split(counts), strict=True):
-            found[i] = Likelihood(-float(row.sum()), len(row))
+        totals = torch.stack([row.sum() for row in losses.split(counts)]).tolist()  # one wait for a GPU, not one per row
+        for i, total, tokens in zip(chunk, totals, counts, strict=True):
+            found[i] = Likelihood(-total, tokens)
     ordered = iter(found)
     return [[next(ordered) for _ in given] for given in choices]
 

@@ -11,7 +11,9 @@ from lab.errors import LabError
 def gram(A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
     """(skills, skills), double precision: ⟨ΔW_i, ΔW_j⟩ of ΔW_i = B_i A_i, without forming them."""
     A, B = [a.double() for a in A], [b.double() for b in B]
-    return torch.stack([torch.stack([((b.T @ d) * (a @ c.T)).sum() for c, d in zip(A, B, strict=True)]) for a, b in zip(A, B, strict=True)])
+    return torch.stack(
+        [torch.stack([((b.T @ d) * (a @ c.T)).sum() for c, d in zip(A, B, strict=True)]) for a, b in zip(A, B, strict=True)]
+    )
 
 
 def row_gram(A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:

@@ -96,7 +96,7 @@ class Parameter:
 class Recipe:
     """How the source trains a learned method.
 
-    learning_rate: None for a search without gradients, and for what is learned in closed form. steps: optimizer steps or tries, None for `epochs`
+    learning_rate: None for a search without gradients and for a closed form. steps: optimizer steps or tries, None for `epochs`
     over the data.
     data: "mix" (the skills' own data, with answers), "prompts" (the same, without answers) or "target"
     (examples of the target task, which no other method sees). rows: how many, None for all there are.

@@ -61,7 +61,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """input_ids, labels, attention_mask: (rows, tokens) int64. labels are IGNORED where no loss is wanted. skills: as Encoded.skill."""
+    """input_ids, labels, attention_mask: (rows, tokens) int64. labels are IGNORED where no loss is wanted. skills: of the rows."""
 
     input_ids: Tensor
     labels: Tensor
@@ -74,9 +74,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One training row: token ids, and how many of the first belong to the prompt (no loss there). skill: whose row it is, where that
-    is known.
-    """
+    """One training row: token ids, and how many of the first belong to the prompt (no loss there). skill: whose it is, if known."""
 
     ids: tuple[int, ...]
     prompt_length: int
@@ -215,12 +213,15 @@ def fit(
     `on_step(step, loss)` may return True to stop early, keeping what was learned.
     """
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
     from transformers import get_scheduler
 
     torch.manual_seed(config.seed)
-    AcceleratorState._reset_state(reset_partial_state=False)  # another precision than an earlier run of this process had
-    accelerator = Accelerator(mixed_precision=config.precision)
+    # Another precision, or device, than an earlier run of this process had. A model on the CPU is trained there, beside a GPU too.
+    place = next(model.parameters()).device.type
+    on_cpu = place == "cpu" and torch.cuda.is_available()
+    AcceleratorState._reset_state(reset_partial_state=PartialState(cpu=on_cpu).device.type != place)
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=on_cpu)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise LabError(f"{label}: no parameter of the model is trainable.")
@@ -251,19 +252,19 @@ def fit(
     last = len(losses) if ended else config.steps  # a run that was stopped early stays stopped
     bar = tqdm(range(len(losses), last), initial=len(losses), total=config.steps, desc=label, mininterval=2.0)
     for step in bar:
-        micro = [batch.to(device) for batch in batches(step)]
-        tokens = sum(int((b.labels[:, 1:] != IGNORED).sum()) for b in micro)
-        total = 0.0
+        micro = batches(step)
+        tokens = sum(int((b.labels[:, 1:] != IGNORED).sum()) for b in micro)  # before they go to a GPU, which would be waited for
+        values = []
         for batch in micro:
-            value, _ = loss(model, batch)
+            value, _ = loss(model, batch.to(device))
             accelerator.backward(value / max(tokens, 1))
-            total += float(value.detach())
+            values.append(value.detach())
         accelerator.clip_grad_norm_([p for _, p in named], config.clip)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        losses.append(total / max(tokens, 1))
+        losses.append(sum(torch.stack(values).tolist()) / max(tokens, 1))  # the one wait of a step
         if losses[-1] != losses[-1]:
             raise Diverged(f"{label}: the loss became NaN at step {step}; lower the learning rate (now {config.learning_rate}).")
         bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.3f}", refresh=False)

@@ -29,12 +29,16 @@ def base():
 def labelled(adapters, count=12):
     """Rows of every skill, each skill's prompts from its own seed."""
     return [
-        dataclasses.replace(row, skill=a.name) for seed, a in enumerate(adapters) for row in rows(count, seed=seed, completion_seed=50 + seed)
+        dataclasses.replace(row, skill=a.name)
+        for seed, a in enumerate(adapters)
+        for row in rows(count, seed=seed, completion_seed=50 + seed)
     ]
 
 
 def prompts(adapters, count=12):
-    return {a.name: [row.ids[: row.prompt_length] for row in labelled(adapters, count) if row.skill == a.name] for a in adapters}
+    return {
+        a.name: [row.ids[: row.prompt_length] for row in labelled(adapters, count) if row.skill == a.name] for a in adapters
+    }
 
 
 def rewritten(skill, pad=2):
@@ -81,7 +85,9 @@ def test_regmean_is_least_squares(base, off_diagonal):
     for module in modules:
         G = [g[module] * off_diagonal + g[module].diagonal().diag() * (1 - off_diagonal) for g in grams]
         deltas = [a.delta_weight(module).double() if module in a.modules else torch.zeros(1) for a in adapters]
-        normal = merged.delta_weight(module).double() @ sum(G) - sum(d @ g if d.ndim == 2 else 0 for d, g in zip(deltas, G, strict=True))
+        normal = merged.delta_weight(module).double() @ sum(G) - sum(
+            d @ g if d.ndim == 2 else 0 for d, g in zip(deltas, G, strict=True)
+        )
         assert normal.norm() < 1e-4 * merged.delta_weight(module).norm() * sum(G).norm()
         assert merged.modules[module].rank == sum(a.modules[module].rank for a in adapters if module in a.modules)
     assert merged.recipe["method"] == "regmean" and [i["name"] for i in merged.recipe["inputs"]] == ["code", "math", "style"]
@@ -109,7 +115,11 @@ def test_iteris_answers_its_own_inputs_as_the_skills_would_theirs(base):
         for skill in adapters:
             sums = dict.fromkeys(modules, 0.0)
             size = dict.fromkeys(modules, 0.0)
-            with attach(base, [skill, dataclasses.replace(merged, name="m")]) as stack, read_by(base, modules) as inputs, torch.no_grad():
+            with (
+                attach(base, [skill, dataclasses.replace(merged, name="m")]) as stack,
+                read_by(base, modules) as inputs,
+                torch.no_grad(),
+            ):
                 for _, ids in equal_lengths(given[skill.name], "cpu"):
                     seen = []
                     for c in ([1.0, 0.0], [0.0, 1.0]):

@@ -1,6 +1,7 @@
 """Every static method: the properties all must have, PEFT's combination types, and pruning on the updates."""
 
 import copy
+import inspect
 import warnings
 
 import pytest
@@ -15,7 +16,7 @@ from peft.utils.merge_utils import random_pruning
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
 from lab.lora.peft_io import from_peft, to_peft
-from lab.merging import METHODS, factor_delta, merge, merge_full_rank, schema, seeded_generator
+from lab.merging import METHODS, factor_delta, merge, merge_full_rank, pruning, schema, seeded_generator
 from lab.merging.methods.breadcrumbs import breadcrumbs
 from lab.merging.methods.dare import dare_linear
 from lab.merging.methods.della import della
@@ -492,6 +493,22 @@ def test_random_drops_are_those_of_bernoulli_in_any_size(dtype):
     deltas = torch.randn(2, *LARGE, generator=generator(1), dtype=dtype)
     mask = torch.bernoulli(torch.full_like(deltas, 0.3), generator=generator(2))
     assert torch.equal(drop_randomly(deltas, 0.3, generator(2)), deltas * mask / 0.3)
+
+
+@pytest.mark.parametrize("name", ["ties", "dare_linear", "dare_ties", "della", "breadcrumbs"])
+@pytest.mark.parametrize("size", [1000, 10**9])
+def test_a_large_update_is_pruned_alike_in_chunks_of_any_size(name, size, monkeypatch):
+    """On a GPU chunks are larger than on a CPU; merges must not depend on it."""
+    deltas = torch.stack([many_equal(1), torch.randn(*LARGE, generator=generator(2))])
+
+    def merged():
+        method = METHODS[name]
+        return method.function(deltas, torch.tensor([0.5, 0.7]), **({"generator": generator(3)} if method.draws else {}))
+
+    expected = merged()
+    for module in (pruning, inspect.getmodule(della)):
+        monkeypatch.setattr(module, "at_once", lambda _: size)
+    assert torch.equal(merged(), expected)
 
 
 @pytest.mark.parametrize("delta", [torch.randn(*LARGE, generator=generator(5)), many_equal(6)])

@@ -1,7 +1,7 @@
 """The data-free methods of the field against other people's code, and what each does at the edges.
 
-oracles_of_new_methods.safetensors holds updates that the named functions gave on the inputs beside them (float64 where the code allows
-it): mergekit, FusionBench, merge-and-rebase (mr), Core Space (cs), compress-then-merge (ctm).
+oracles_of_new_methods.safetensors holds updates that the named functions gave on the inputs beside them (float64 where the
+code allows it): mergekit, FusionBench, merge-and-rebase (mr), Core Space (cs), compress-then-merge (ctm).
 """
 
 from pathlib import Path

@@ -227,6 +227,20 @@ def test_two_precisions_in_one_process_and_fp16_without_a_gpu():
             TrainConfig(steps=1, learning_rate=1e-2, precision="fp16")
 
 
+def test_a_model_on_the_cpu_is_trained_there_beside_a_gpu(monkeypatch):
+    """As a reference for the GPU's numbers, or because the app was told to stay on the CPU."""
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        model = tiny()
+        losses = fit(model, bucketed_batches(ROWS, 2, 2, 0, 0), TrainConfig(steps=2, learning_rate=1e-2))
+        assert len(losses) == 2 and next(model.parameters()).device.type == "cpu"
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def test_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "state").write_bytes(b"half a file")
     with pytest.raises(LabError, match="is damaged; delete it"):

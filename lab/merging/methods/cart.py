@@ -23,7 +23,9 @@ def cart(
     weights: Tensor,
     *,
     share: Annotated[float, Range(0, 1), "of the directions, kept of each difference to the mean"] = 0.25,
-    of: Annotated[Literal["ranks", "sides"], "share of the skills' own directions (Core Space), or of min(out, in) (paper)"] = "ranks",
+    of: Annotated[
+        Literal["ranks", "sides"], "share of the skills' own directions (Core Space), or of min(out, in) (paper)"
+    ] = "ranks",
     scale: Scale = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """Centre the skills on their mean and add back the top singular directions of every difference.

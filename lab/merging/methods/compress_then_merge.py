@@ -1,4 +1,4 @@
-"""Compress, then merge: one small pair of bases for all skills, the merge inside them (ICML 2026, ZhengbaoHe/compress-then-merge)."""
+"""Compress, then merge: one small pair of bases for all skills, the merge inside them (ICML 2026)."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -16,7 +16,7 @@ ITERATIONS = 1000
 @merge_method(
     label="Compress then merge",
     paper="https://github.com/ZhengbaoHe/compress-then-merge",
-    formula="U · merge(UᵀΔW_1V, …, UᵀΔW_kV) · Vᵀ, U and V of rank r by a Tucker decomposition of the norm-balanced updates, w = 1/k",
+    formula="U · merge(UᵀΔW_1V, …, UᵀΔW_kV) · Vᵀ, U and V (rank r): Tucker bases of the norm-balanced updates, w = 1/k",
 )
 def compress_then_merge(
     A: Sequence[Tensor],
@@ -30,8 +30,9 @@ def compress_then_merge(
 ) -> tuple[Tensor, Tensor]:
     """Find the bases of rank r that keep most of all skills together, and merge the small r × r matrices between them.
 
-    A merge of rank r by construction, where others are cut afterwards. The Tucker decomposition is HOOI from the HOSVD, with the
-    released code's end; a smaller tolerance moves the bases by a thousandth or so. A: (r_i, in) and B: (out, r_i) per skill. Returns factors of rank r.
+    A merge of rank r by construction, where others are cut afterwards. The Tucker decomposition is HOOI from the HOSVD, with
+    the released code's end; a smaller tolerance moves the bases by a thousandth or so. A: (r_i, in) and B: (out, r_i) per
+    skill. Returns factors of rank r.
     """
     U, cores, V = to_cores(A, B)
     lengths = torch.linalg.matrix_norm(cores)
@@ -52,9 +53,11 @@ def compress_then_merge(
 
 
 def tucker(cores: Tensor, rank: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Orthonormal L (p, rank) and R (q, rank) that keep most of Σ ‖Lᵀ C_i R‖²: alternating, from the strongest of each side."""
+    """Orthonormal L (p, rank) and R (q, rank) that keep most of Σ ‖Lᵀ C_i R‖²: found in turns, from the strongest."""
 
-    def strongest(blocks: Tensor) -> Tensor:  # of the left singular vectors of [X_1 … X_k]; in double precision squares do no harm
+    def strongest(
+        blocks: Tensor,
+    ) -> Tensor:  # of the left singular vectors of [X_1 … X_k]; in double precision squares do no harm
         return torch.linalg.eigh((blocks @ blocks.mT).sum(0)).eigenvectors.flip(1)[:, :rank]
 
     right = strongest(cores.mT)

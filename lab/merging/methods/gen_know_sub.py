@@ -21,9 +21,9 @@ from lab.merging.routing import token_scores
 class gen_know_sub(arrow):
     """Arrow's shares and prototypes of what a skill adds to general knowledge; only that is added to the base.
 
-    general: an attached LoRA of general text, which then is no skill itself. Without one, what all skills share stands for it: their
-    mean. The difference is taken of the updates, as in the paper; PEFT subtracts A and B apart, which has cross terms and depends on
-    how an update is split.
+    general: an attached LoRA of general text, which then is no skill itself. Without one, what all skills share stands for it:
+    their mean. The difference is taken of the updates, as in the paper; PEFT subtracts A and B apart, which has cross terms
+    and depends on how an update is split.
     """
 
     def __init__(
@@ -35,7 +35,9 @@ class gen_know_sub(arrow):
         temperature: Annotated[float, Range(1e-6), "of the softmax"] = 1.0,
     ):
         if general is not None and (general not in stack.skills or len(stack.skills) < 2):
-            raise LabError(f"gen_know_sub: general is {general!r}; attach it beside the skills ({', '.join(stack.skills)}), and name it so.")
+            raise LabError(
+                f"gen_know_sub: general is {general!r}; attach it beside the skills ({', '.join(stack.skills)}), and name it so."
+            )
         super().__init__(stack, top_k=top_k, temperature=temperature)
         self.recipe["parameters"] = {"general": general, **self.recipe["parameters"]}
         self.general = None if general is None else self.sorted_skills.index(general)

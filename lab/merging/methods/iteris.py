@@ -29,15 +29,17 @@ def iteris(
 ) -> dict[str, LoraFactors]:
     """Least squares between what the merged model will read and what every skill would have answered to its own inputs.
 
-    RegMean takes both inputs for the same, which is ever less true in deeper layers. Starts at `regmean`. λ_i keeps a skill of large
-    updates from outweighing the others. Two passes over each skill's prompts a round. The result has rank Σr, exactly.
+    RegMean takes both inputs for the same, which is ever less true in deeper layers. Starts at `regmean`. λ_i keeps a skill of
+    large updates from outweighing the others. Two passes over each skill's prompts a round. The result has rank Σr, exactly.
     """
     modules = module_names(adapters)
     merged = regmean(adapters, model, prompts)
     for _ in range(rounds):
         crosses, totals = [], {module: 0.0 for module in modules}
         for adapter in adapters:
-            C, G, answers = _products(model, adapter, LoraAdapter("merged", adapter.base, merged), prompts[adapter.name], modules)
+            C, G, answers = _products(
+                model, adapter, LoraAdapter("merged", adapter.base, merged), prompts[adapter.name], modules
+            )
             for module in modules:
                 eye = torch.eye(len(G[module]), dtype=torch.float64, device=G[module].device)
                 weight = 1 / answers[module] if answers.get(module) else 1.0 / max(float(G[module].trace()), 1e-30)

@@ -21,7 +21,9 @@ def model_stock(
     B: Sequence[Tensor],
     weights: Tensor,
     *,
-    per_row: Annotated[bool, "an angle of its own for every output (mergekit's filter_wise), instead of one per module"] = False,
+    per_row: Annotated[
+        bool, "an angle of its own for every output (mergekit's filter_wise), instead of one per module"
+    ] = False,
 ) -> tuple[Tensor, Tensor]:
     """Static CAT scaled by how far the skills agree: skills at right angles give the base, equal ones themselves.
 

@@ -30,10 +30,11 @@ def nsc(
 ) -> Coefficients:
     """Coefficients that keep the merged model's hidden states where each skill looks: the null-space ratio of the skill's A.
 
-    Fine-tuning makes A's null space lose its share of the inputs, and the less is lost the better the skill; the merge is made so that
-    every skill's own prompts are seen as well as they can be. No labels and no outputs are looked at. The mean runs over all modules
-    of a skill (the released code for LLaVA: v_proj of the last eight layers); A's row space is that of the update, so that how it is
-    split does not matter. The first layer's inputs do not depend on the coefficients, nor do those of the last module matter to it.
+    Fine-tuning makes A's null space lose its share of the inputs, and the less is lost the better the skill; the merge is made
+    so that every skill's own prompts are seen as well as they can be. No labels and no outputs are looked at. The mean runs
+    over all modules of a skill (the released code for LLaVA: v_proj of the last eight layers); A's row space is that of the
+    update, so that how it is split does not matter. The first layer's inputs do not depend on the coefficients, nor do those
+    of the last module matter to it.
     """
     coefficients = Coefficients(adapters, parametrisation="free", granularity=granularity, start=start)
     coefficients.objective = NullSpaceRatio(adapters)
@@ -41,7 +42,7 @@ def nsc(
 
 
 class NullSpaceRatio:
-    """objective(model, batch): the sum over prompt tokens of the mean ratio over the modules of the row's own skill; their number."""
+    """objective(model, batch): sum over prompt tokens of the mean ratio over the modules of the row's skill; their number."""
 
     def __init__(self, adapters: Sequence[LoraAdapter]):
         self.bases = {a.name: {module: row_space(f) for module, f in a.modules.items()} for a in adapters}
@@ -51,7 +52,7 @@ class NullSpaceRatio:
         strange = sorted(set(batch.skills) - set(self.bases))
         if strange or not batch.skills:
             raise LabError(
-                f"nsc needs to know of every prompt which skill it is of, and there are some of {', '.join(map(repr, strange)) or 'none'}; "
+                f"nsc needs to know of every prompt which skill it is of; some are of {', '.join(map(repr, strange)) or 'none'}: "
                 f"give a file of rows per skill, called as the adapter is."
             )
         # The model may be wrapped: names are then those of a part of it.

@@ -16,7 +16,8 @@ from lab.merging.registry import Range, Recipe, merge_method
     label="π-Tuning",
     paper="https://arxiv.org/abs/2304.14381",
     formula="Σ a_i^m ΔW_i, a = softmax over the skills, learned together with the A and B of one skill",
-    # The paper's rates are for OFA's adapters. This one moves logits as CAT's sweeps do, and with `pace` factors as LoRA training does.
+    # The paper's rates are for OFA's adapters. This one moves logits as CAT's sweeps do, and with `pace` factors as LoRA
+    # training does.
     recipe=Recipe(learning_rate=1e-2, batch_size=8),
 )
 def pi_tuning(
@@ -28,8 +29,8 @@ def pi_tuning(
 ) -> TunedCoefficients:
     """Between a merge and a new LoRA: equal shares at the start, then shares and one LoRA learn on the same rows.
 
-    In the paper the tuned one is the target task's own expert, and the others are experts of similar tasks; there is no target here.
-    The result has rank Σr, and its coefficients are not alphas of the adapters as they were.
+    In the paper the tuned one is the target task's own expert, and the others are experts of similar tasks; there is no target
+    here. The result has rank Σr, and its coefficients are not alphas of the adapters as they were.
     """
     names = [adapter.name for adapter in adapters]
     if tuned is None:

@@ -16,8 +16,10 @@ from lab.merging.inputs import Prompt, equal_lengths
 from lab.merging.registry import Range, Recipe, merge_method
 from lab.merging.routing import Router
 
-HELD_OUT = 0.2  # of a skill's prompts: they say how far a prompt of the skill may lie from the others
-FLOOR = 0.1  # of the mean variance, added to every feature's: a feature that never varied in few prompts is no proof
+SAME = 1e-6  # of a squared size: less is rounding
+FOLDS = 5  # of a skill's prompts, each held out once: they say how far a prompt of the skill may lie from the others
+FLOOR = 0.1  # of the median feature's variance (then of every direction's): what never varied in few prompts is no proof
+DIRECTIONS = 32  # in which a skill's prompts vary together, at most
 
 _SEEN_BY_THE_BASE = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
 
@@ -25,19 +27,20 @@ _SEEN_BY_THE_BASE = ("input_ids", "inputs_embeds", "attention_mask", "position_i
 @merge_method(
     label="Prompt router",
     paper="https://arxiv.org/abs/2503.01743",
-    formula="c = the nearest skills of the prompt, by the mean hidden state of the base against each skill's own prompts; 0 for all: the base",
+    formula="c per prompt: the nearest skills by the base's mean hidden state against each skill's own prompts, or 0 for all",
     recipe=Recipe(learning_rate=None, batch_size=16, data="prompts"),
 )
 class prompt_router(Router):
     """Reads the prompt once with the base alone and gives it to one skill (or a mix of the nearest), for all tokens and modules.
 
-    Each skill knows its own prompts only: their mean hidden state (over a prompt's tokens, in one layer), each feature's variance, and
-    how far the held-out ones lie. A prompt that lies farther than `margin` times that from every skill is answered by the base, with
-    the very same bits. A skill that is added later changes no number of the others, and a prompt that it does not take is answered as
-    before, bit for bit: every skill is computed by itself, on all rows, and added where it is wanted.
+    Each skill knows its own prompts only: their mean hidden state (over a prompt's tokens, in one layer), how it varies (a
+    Gaussian: each feature's variance, and the main directions of the standardised features), and how far held-out ones lie. A
+    prompt that lies farther than `margin` times that from every skill is answered by the base, with the very same bits. A
+    skill that is added later changes no number of the others, and a prompt that it does not take is answered as before, bit
+    for bit: every skill is computed by itself, on all rows, and added where it is wanted.
 
-    The prompt is what the first forward pass of a cache reads; without a cache every pass is a prompt of its own, so that scoring a
-    given answer reads it too. Before it has learned, everything goes to the base.
+    The prompt is what the first forward pass of a cache reads; without a cache every pass is a prompt of its own, so that
+    scoring a given answer reads it too. Before it has learned, everything goes to the base.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class prompt_router(Router):
         stack: Stack,
         *,
         top_k: Annotated[int, Range(1), "skills per prompt, at most; 1 is a hard choice"] = 1,
-        layer: Annotated[int | None, Range(0), "whose hidden states are read (0: the embeddings); empty: the middle one"] = None,
-        margin: Annotated[float, Range(0, 100), "how much farther than a skill's own held-out prompts a prompt may lie"] = 1.5,
+        layer: Annotated[
+            int | None, Range(0), "whose hidden states are read (0: the embeddings); empty: the middle one"
+        ] = None,
+        margin: Annotated[float, Range(0, 1000), "how much farther than a skill's own held-out prompts a prompt may lie"] = 1.5,
         temperature: Annotated[float, Range(1e-6), "of the softmax over distances, when top_k is more than 1"] = 0.1,
     ):
         super().__init__(stack, top_k=top_k, layer=layer, margin=margin, temperature=temperature)
@@ -57,7 +62,9 @@ class prompt_router(Router):
         self.layer = layers // 2 if layer is None else layer
         width = stack.model.config.hidden_size
         self.register_buffer("means", torch.zeros(k, width))  # skills in alphabetical order, as all of these
-        self.register_buffer("variances", torch.ones(k, width))
+        self.register_buffer("scales", torch.ones(k, width))  # standard deviations
+        self.register_buffer("directions", torch.zeros(k, min(width, DIRECTIONS), width))
+        self.register_buffer("gains", torch.zeros(k, min(width, DIRECTIONS)))  # what a deviation along each counts less
         self.register_buffer("limits", torch.zeros(k))  # largest distance that is still of the skill; 0: it has not learned
         self._decision: PerPrompt | None = None
         self._decisions = weakref.WeakKeyDictionary()  # by the model's cache
@@ -72,19 +79,26 @@ class prompt_router(Router):
             row = self.sorted_skills.index(skill)
             found = self.embed(own)
             order = random.Random(f"{seed} {skill}").sample(range(len(own)), len(own))
-            cut = max(1, int(len(own) * HELD_OUT))
-            held, fitted = found[order[:cut]], found[order[cut:]]
-            variance = fitted.var(dim=0, unbiased=False)
-            self.means[row] = fitted.mean(0)
-            self.variances[row] = (variance + FLOOR * variance.mean()).clamp(min=torch.finfo(variance.dtype).tiny)
-            self.limits[row] = self.margin * max(self.distances(held)[:, row].max(), self.distances(fitted)[:, row].max())
+            farthest = torch.zeros((), device=found.device)
+            for fold in range(FOLDS):
+                held = order[fold::FOLDS]
+                rest = [place for number, place in enumerate(order) if number % FOLDS != fold]
+                if held and rest:
+                    self._set(row, _fit(found[rest], self.gains.shape[1]))
+                    farthest = torch.maximum(farthest, self.distances(found[held])[:, row].max())
+            self._set(row, _fit(found, self.gains.shape[1]))
+            self.limits[row] = self.margin * farthest.clamp(min=SAME)
+
+    def _set(self, row: int, fitted: Sequence[Tensor]) -> None:
+        for buffer, value in zip((self.means, self.scales, self.directions, self.gains), fitted, strict=True):
+            buffer[row] = value
 
     def take(self, other: "prompt_router") -> None:
-        """What another router has learned of skills of the same names, as it is: so that one can be added without the others' prompts."""
+        """What another router has learned of skills of the same names: so one can be added without the others' prompts."""
         for row, skill in enumerate(self.sorted_skills):
             if skill in other.sorted_skills:
                 place = other.sorted_skills.index(skill)
-                for name in ("means", "variances", "limits"):
+                for name in ("means", "scales", "directions", "gains", "limits"):
                     self.get_buffer(name)[row] = other.get_buffer(name)[place].to(self.get_buffer(name))
 
     # Deciding
@@ -97,8 +111,15 @@ class prompt_router(Router):
         return found
 
     def distances(self, embedded: Tensor) -> Tensor:
-        """(prompts, skills): mean squared deviation from each skill's mean, in its own variances."""
-        return ((embedded[:, None] - self.means).square() / self.variances).mean(-1)
+        """(prompts, skills): squared deviation from each skill's mean in its own covariance (Mahalanobis), per feature.
+
+        One skill after the other, so that the others cannot move a bit.
+        """
+        columns = []
+        for mean, scale, directions, gains in zip(self.means, self.scales, self.directions, self.gains, strict=True):
+            z = (embedded - mean) / scale
+            columns.append((z.square().sum(-1) / FLOOR - ((z @ directions.T).square() * gains).sum(-1)) / len(mean))
+        return torch.stack(columns, dim=1)
 
     def shares(self, embedded: Tensor) -> Tensor:
         """(prompts, skills), alphabetical: they sum to 1, or are all 0 for the base."""
@@ -157,3 +178,16 @@ class prompt_router(Router):
             return hidden.mean(1)
         mask = mask[:, -hidden.shape[1] :, None].to(hidden)
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def _fit(states: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean and scale (width,), directions (most, width) and gains (most,) of a Gaussian on (prompts, width)."""
+    mean, variance = states.mean(0), states.var(dim=0, unbiased=False)
+    least = SAME * mean.square().mean() + torch.finfo(mean.dtype).tiny
+    scale = (variance + FLOOR * variance.median()).clamp(min=least).sqrt()
+    _, S, Qh = torch.linalg.svd((states - mean) / scale, full_matrices=False)
+    count = min(len(S), most)
+    directions, gains = states.new_zeros(most, len(mean)), states.new_zeros(most)
+    directions[:count] = Qh[:count]
+    gains[:count] = 1 / FLOOR - 1 / (S[:count].square() / len(states) + FLOOR)
+    return mean, scale, directions, gains

@@ -29,8 +29,9 @@ def regmean(
 ) -> dict[str, LoraFactors]:
     """Least squares, module by module: min Σ_i mean ‖(W − ΔW_i) x‖² over the inputs x that skill i's own prompts bring.
 
-    One pass of every skill over its prompts, no gradient. G_i is a mean per token, so that long prompts do not count for more. A skill
-    that lacks a module asks for silence on its inputs. The result has rank Σr, exactly. Memory: k matrices (in, in) per module.
+    One pass of every skill over its prompts, no gradient. G_i is a mean per token, so that long prompts do not count for more.
+    A skill that lacks a module asks for silence on its inputs. The result has rank Σr, exactly. Memory: k matrices (in, in)
+    per module.
     """
     modules = module_names(adapters)
     grams = [skill_grams(model, adapter, prompts[adapter.name], modules) for adapter in adapters]

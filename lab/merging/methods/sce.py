@@ -1,4 +1,4 @@
-"""SCE: select what varies, calculate the weights, erase minorities (arXiv 2408.07990, FuseChat; conventions of mergekit's `sce`)."""
+"""SCE: select what varies, calculate the weights, erase minorities (FuseChat, arXiv 2408.07990; as mergekit's `sce`)."""
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from lab.merging.registry import merge_method
 def sce(deltas: Tensor, weights: Tensor, *, density: Density = 0.1) -> Tensor:
     """Keep the entries that differ most between the skills, weigh each skill by its energy there, drop the minority sign.
 
-    One mask for all skills: the density·n entries of largest variance among the n that vary at all (mergekit keeps all by default,
-    FuseChat a tenth). The sign of an entry is that of the unweighted sum. Only the weights' ratio counts. Where nothing varies,
-    as with one skill or equal ones, there is nothing to select by and all is kept (mergekit keeps nothing).
+    One mask for all skills: the density·n entries of largest variance among the n that vary at all (mergekit keeps all by
+    default, FuseChat a tenth). The sign of an entry is that of the unweighted sum. Only the weights' ratio counts. Where
+    nothing varies, as with one skill or equal ones, there is nothing to select by and all is kept (mergekit keeps nothing).
     deltas: (skills, out, in). Returns (out, in). Raises LabError for a negative weight.
     """
     given = shares("sce", weights).to(deltas)

@@ -30,9 +30,10 @@ def svc(
 ) -> tuple[Tensor, Tensor]:
     """Scale every output direction of a merge down by how much it exaggerates the skills' own responses there.
 
-    Twice the same skill, added up, is halved again. k counts the skills that respond to a direction at all. A merge that is dense is
-    cut to rank Σr first. Directions of equal singular value (`iso_c`) are not determined, and so is not what becomes of them.
-    A: (r_i, in) and B: (out, r_i) per skill. Returns factors of the rank of that merge. Raises LabError for another kind of method.
+    Twice the same skill, added up, is halved again. k counts the skills that respond to a direction at all. A merge that is
+    dense is cut to rank Σr first. Directions of equal singular value (`iso_c`) are not determined, and so is not what becomes
+    of them. A: (r_i, in) and B: (out, r_i) per skill. Returns factors of the rank of that merge. Raises LabError for another
+    kind of method.
     """
     rank = sum(a.shape[0] for a in A)
     merged_A, merged_B = (f.double() for f in _merged(after, A, B, weights, rank, generator))
@@ -61,7 +62,9 @@ def _merged(name: str, A: Sequence[Tensor], B: Sequence[Tensor], weights: Tensor
     method = get_method(name)
     if method.kind not in ("factors", "delta") or name == "svc":
         able = [found for found, m in METHODS.items() if m.kind in ("factors", "delta") and found != "svc"]
-        raise LabError(f"svc: after is {name!r}, which gives no merged update by itself; choose one of {', '.join(sorted(able))}.")
+        raise LabError(
+            f"svc: after is {name!r}, which gives no merged update by itself; choose one of {', '.join(sorted(able))}."
+        )
     parameters = complete_parameters(method, {})
     parameters.pop("seed", None)
     if method.draws:

@@ -17,7 +17,8 @@ from lab.app.context import Context
 from lab.app.engine import Engine
 from lab.app.page import build_page
 from lab.app.server import Server, check_port, is_loopback
-from lab.app.sources import Access, open_adapter, shipped_folders, shipped_skills
+from lab.app.showcase import of_base
+from lab.app.sources import Access, open_adapter, shipped_skills
 from lab.cli.options import Parser, integer
 from lab.errors import LabError
 from lab.experiments.presets import get_preset
@@ -38,23 +39,25 @@ def build_app(
     """The page, ready to be served (lab.app.server.Server), with the base in memory. Raises LabError when base or adapters cannot be read.
 
     base: "embedded", a folder or a Hub id; default the preset's. adapters: PEFT folders or Hub ids (NAME=FOLDER);
-    default, on the embedded base, the shipped skills. results: folder with the records. files: where votes are kept.
+    default the shipped skills of the base, if it has some. results: folder with the records. files: where votes are kept.
     shared: others than this machine can reach the page; then visitors may only name folders under `roots` and upload.
     """
     chosen = get_preset(preset)
     source = base or chosen.base
+    showcase = of_base(source)
     engine = Engine(source, revision=None if base else chosen.revision, dtype=chosen.dtype, device=device)
     found, sources = [], {}
     for adapter in adapters:
         found.append(open_adapter(str(adapter), taken=[a.name for a in found]))
         sources[found[-1].name] = str(adapter).rpartition("=")[2]
-    if not found and source == "embedded":
-        found = shipped_skills()
-        sources = {name: str(folder.relative_to(PROJECT)) for name, folder in shipped_folders().items()}
+    start = None
+    if not found and source == showcase.base:
+        found, start = shipped_skills(showcase), showcase.recipe()
+        sources = {name: str(folder.relative_to(PROJECT)) for name, folder in showcase.folders().items()}
     records = in_project(results) / "records"
     access = Access(tuple(map(Path, roots)) if shared else None)
     folder = records if records.is_dir() else in_project(results)
-    context = Context(engine, chosen, tuple(found), folder, in_project(files), access, sources)
+    context = Context(engine, chosen, tuple(found), folder, in_project(files), access, sources, start, showcase=showcase)
     if found:  # refuse at once what no visitor could use
         context.session().take(found, engine.model, source)
     blocks = build_page(context)
@@ -74,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="PEFT folders or Hub ids; NAME=FOLDER names one (default: the shipped skills)",
     )
     parser.add_argument(
-        "--preset", default="embedded", help="embedded, small or paper: base, dtype and data (default embedded)"
+        "--preset", default="embedded", help="embedded, laptop, small or paper: base, dtype and data (default embedded)"
     )
     parser.add_argument("--port", type=integer, default=7860, help="port to listen on (default 7860)")
     parser.add_argument(

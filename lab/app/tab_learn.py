@@ -17,7 +17,7 @@ DATA = ("the skills' own calibration data", "my rows (JSONL)")
 
 def build(page: Page, blocks: gr.Blocks) -> None:
     context = page.context
-    names = [m.name for m in learnable()]
+    names = [(m.label, m.name) for m in learnable()]
     with gr.Tab("Learn", id="learn"):
         with gr.Row():
             data = gr.Radio(DATA, value=DATA[0], label="Data", min_width=220, elem_id="learn-data")
@@ -44,8 +44,8 @@ def build(page: Page, blocks: gr.Blocks) -> None:
         def parameters(name):
             chosen = [p for p in schema(name) if p.name != "seed"]
             gr.Markdown(f"{METHODS[name].summary} `{METHODS[name].formula}` ([source]({METHODS[name].paper}))")
-            gr.Markdown(_note(METHODS[name]))
-            with gr.Row():
+            gr.Markdown(_note(METHODS[name], context.showcase.target))
+            with gr.Row(elem_id="learn-parameters", elem_classes=[f"of-{name}"]):
                 made = [control(p, **(FIRST["parameters"] if name == FIRST["method"] else {})) for p in chosen]
             start = gr.Button("Learn", variant="primary", elem_id="start-learning")
 
@@ -120,7 +120,7 @@ def build(page: Page, blocks: gr.Blocks) -> None:
         return page.views(session)
 
     def added(session, id, columns):
-        label = actions.learn_column(context, session, id)
+        label = actions.learn_column(context, session, id, titled=True)
         gr.Info(f"{label} is a column of Compare now.")
         return page.views(session, [*columns, label])
 
@@ -149,22 +149,25 @@ def _own(data: str, files: list[str] | None) -> list[str] | None:
     return (files or []) if data == DATA[1] else None
 
 
-def _note(method) -> str:
+def _note(method, target: str) -> str:
     """What is special about what a method learns from or gives."""
     told = []
     if method.kind == "router":
         told.append(
-            "A router decides token by token: its result is a column of Compare and can be taken home with the skills, "
+            "A router decides by what it reads (most of them token by token): its result is a column of Compare and can be taken "
+            "home with the skills, "
             "but it is no table of alphas, so it cannot be put into the mixer."
         )
     if method.recipe.data == "target":
         told.append(
             f"It searches without gradients, on examples of the **target** itself, which no other method sees: "
-            f"{method.recipe.rows} worked problems of hard_math_code (fewer where fewer are known), or all rows of your "
+            f"{method.recipe.rows} worked problems of {target} (fewer where fewer are known), or all rows of your "
             f"files. Steps are its tries; learning rate and rows per step are not used."
         )
     if method.recipe.data == "prompts":
         told.append("It learns from the rows' prompts only: their answers are taken away.")
+    if method.recipe.learning_rate is None and method.kind != "search":
+        told.append("It learns in closed form: steps, learning rate and rows per step are not used.")
     if method.recipe.learning_rate is not None:
         rate, rows = method.recipe.learning_rate, method.recipe.batch_size
         told.append(f"Its source learns at a rate of {rate:g}, {rows} rows a step.")
@@ -179,7 +182,7 @@ def _losses(found: dict) -> str:
         for label in labels:
             delta = losses[label] - found.get(label, found["base"])[label]
             told = f"{delta:+.3f}".replace("-", "−")
-            cells += [f"{losses[label]:.3f}", ("good", told) if delta <= 0.02 else told]
+            cells += [f"{losses[label]:.3f}", ("good", f"✓ {told}") if delta <= 0.02 else told]
         rows.append(("mixer (merge)" if column == "merge" else column, cells))
     return html.table([word for label in labels for word in (label, "Δ")], rows)
 
@@ -202,7 +205,7 @@ def _status(context, job: Job) -> str:
     losses = list(view.get("losses", ()))
     parts = [_bar(job, context.jobs.place(job))]
     if losses:
-        parts.append(html.dim(f"{view['method']}: step {len(losses)} of {view['steps']}, loss {losses[-1]:.3f}"))
+        parts.append(html.dim(f"{METHODS[view['method']].label}: step {len(losses)} of {view['steps']}, loss {losses[-1]:.3f}"))
     if job.result is not None and job.result.held_out is not None:
         parts.append(html.dim(f"loss on the run's own held-out rows: {job.result.held_out:.4f} nats per token"))
     if losses:

@@ -27,9 +27,9 @@ def learn(arguments: Sequence[str]) -> int:
         "Learn the coefficients of a merge (or a router) on a little of the skills' own data, on a frozen base. Rows\n"
         "that are held out choose the learning rate. After an interruption the same command continues.",
         'rows: JSON lines with two texts each, {"prompt": …, "completion": …}, or chats, {"messages": [{"role": "user", "content": …},\n'
-        '{"role": "assistant", "content": …}]}; one file that mixes the skills, or one per skill, of which equally many rows are\n'
-        'taken. "world" is the embedded world\'s own maths and code. A\n'
-        "method may want rows of the target task instead (lorahub), or look at prompts only (adamerging): see its help.\n\n"
+        '{"role": "assistant", "content": …}]}; one file that mixes the skills, or one per skill (called as the adapter is: some\n'
+        'methods need to know), of which equally many rows are taken. "world" is the embedded world\'s own maths and code. A method may\n'
+        "want rows of the target task instead (lorahub), or look at prompts only (adamerging): see its help.\n\n"
         "examples:\n"
         "  python -m lab learn maths/ code/ --method cat --data mix.jsonl --out merged/\n"
         "  python -m lab learn maths/ code/ --base embedded --method cat --data world --rates 0.1 --out merged/\n\n"
@@ -104,15 +104,15 @@ def learn(arguments: Sequence[str]) -> int:
             save_router(out, build(method.name, stack, **parameters), overwrite=options.overwrite)
         print(f"{method.name} needs no learning; its router is in {out}.")
         return 0
-    if "world" in digests:
-        rows = encode_examples(tokenizer, given, options.max_tokens, options.chat)
-    else:
-        rows = encode_examples(tokenizer, [example(row, tokenizer, options.chat) for row in given], options.max_tokens)
+    world = "world" in digests
+    asked = [(name, row if world else example(row, tokenizer, options.chat)) for name, row in given]
+    asked = [replace(e, metadata={**e.metadata, "skill": name}) for name, e in asked]
+    rows = encode_examples(tokenizer, asked, options.max_tokens, options.chat and world)
     settings = {
         "rates": options.rates, "batch_size": options.batch_size, "epochs": options.epochs, "steps": options.steps,
         "seed": options.seed, "precision": options.precision, "parameters": parameters,
     }  # fmt: skip
-    data = [[row.ids, row.prompt_length] for row in rows]
+    data = [[row.ids, row.prompt_length, row.skill] for row in rows]
     key = content_hash(method.name, settings, [adapter.digest() for adapter in adapters], data, base)
     checkpoint = out.parent / f".{out.name}.{key[:12]}.checkpoint"
     found = learn.learn(
@@ -140,20 +140,22 @@ def learn(arguments: Sequence[str]) -> int:
 
 
 def _rows(sources: Sequence[str], count: int | None, seed: int) -> tuple[list, dict]:
-    """Rows of every source, equally many of each (of the embedded world as Examples), and what names the data in the recipe."""
+    """Rows of every source, equally many of each (of the embedded world as Examples), each with the source's name, and what names the
+    data in the recipe."""
     import hashlib
 
     if sources == ["world"]:
         from lab.tasks import code, maths
 
-        parts = [task.load("world", "calibration", count or 400, seed) for task in (maths.TASK, code.TASK)]
-        return [example for part in parts for example in part], {"world": f"seed {seed}"}
+        tasks = (maths.TASK, code.TASK)
+        parts = [(task.name, task.load("world", "calibration", count or 400, seed)) for task in tasks]
+        return [(name, example) for name, part in parts for example in part], {"world": f"seed {seed}"}
     from lab.tasks.own import rows_to_learn
 
     parts, digests = [], {}
     for source in sources:
         path = Path(source).expanduser()
-        parts.append(rows_to_learn(path))
+        parts.append([(path.stem, row) for row in rows_to_learn(path)])
         digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     share = min([len(part) for part in parts] + ([count] if count else []))
     return [row for part in parts for row in part[:share]], digests

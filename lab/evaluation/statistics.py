@@ -6,11 +6,12 @@ seed and method. NaN (or None) marks an unscored problem; it is left out for all
 remain. All intervals are 95 %.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-import scipy  # its parts are imported when they are asked for
 
 from lab.errors import LabError
 
@@ -87,8 +88,11 @@ def proportion_interval(successes: int, n: int) -> tuple[float, float]:
         raise LabError(
             f"{successes} successes of {n} is not a proportion; both must be counts and n at least 1."
         )
-    interval = scipy.stats.binomtest(int(successes), int(n)).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
+    z2 = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) ** 2
+    middle, half = successes + z2 / 2, math.sqrt(z2 * (successes * (n - successes) / n + z2 / 4))
+    # The bounds of none and of all are exact, whatever rounding says.
+    low, high = (middle - half) / (n + z2), (middle + half) / (n + z2)
+    return (float(low) if successes else 0.0), (float(high) if successes < n else 1.0)
 
 
 def mean_interval(scores: Sequence | np.ndarray) -> Estimate:
@@ -114,6 +118,8 @@ def paired_test(
     together. The test speaks of these seeds; the interval of the difference also holds for new ones. Problems
     unscored for either method are left out of both.
     """
+    import scipy.stats  # here, as below: a proportion's interval needs none of it
+
     first, second = _table(a), _table(b)
     if first.shape != second.shape:
         raise LabError(
@@ -251,6 +257,8 @@ def _estimate(table: np.ndarray, unscored: int, bounds: tuple[float, float]) -> 
         variance = total / (seeds * n)
         freedom = total**2 / below if below > 0 else n - 1
         method = "t over seeds and problems"
+    import scipy.stats
+
     half = float(scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * np.sqrt(variance))
     lowest, highest = bounds
     return Estimate(mean, max(lowest, mean - half), min(highest, mean + half), n, seeds, unscored, method)

@@ -117,7 +117,9 @@ class RunContext:
         sizes = [len(self.examples(task, "train", self.preset.train_rows)) for task in tasks]
         count = max(2, int(min(sizes) * self.preset.coefficient_share))
         parts = [self.examples(task, "calibration", count) for task in tasks]
-        return [e for part in parts for e in part[: min(map(len, parts))]]
+        least = min(map(len, parts))
+        named = [(task.name, example) for task, part in zip(tasks, parts, strict=True) for example in part[:least]]
+        return [dataclasses.replace(e, metadata={**e.metadata, "skill": name}) for name, e in named]
 
     @cached_property
     def coefficient_rows(self) -> list[Encoded]:

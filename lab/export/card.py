@@ -95,7 +95,7 @@ def _what(method, recipe: Mapping, base: str, rank: int | None) -> str:
     what = f"An ordinary PEFT LoRA adapter of rank {rank}{on}" if rank else whole
     if _trained(recipe):
         return f"{what}, trained on {_and(list(recipe['learning']['data']))}."
-    by = f" by [{method.name}]({method.paper})" if method else ""
+    by = f" by [{method.label}]({method.paper})" if method else ""
     return f"{what}: a merge{of}{by}."
 
 

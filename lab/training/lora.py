@@ -51,10 +51,14 @@ def linear_targets(model) -> tuple[str, ...]:
 
 
 def encode_examples(tokenizer, examples: Sequence[Example], max_tokens: int, chat: bool = False) -> list[Encoded]:
-    """Training rows; chat as in lab.evaluation.evaluate.Decoding. Raises LabError when there is nothing to train on."""
+    """Training rows; chat as in lab.evaluation.evaluate.Decoding. An example's metadata may name its `skill`.
+
+    Raises LabError when there is nothing to train on.
+    """
     if chat:
         examples = [in_chat(tokenizer, example) for example in examples]
-    rows = [encode(tokenizer, e.prompt, e.completion, max_tokens) for e in examples if e.completion]
+    told = [e for e in examples if e.completion]
+    rows = [encode(tokenizer, e.prompt, e.completion, max_tokens, str(e.metadata.get("skill", ""))) for e in told]
     if not rows:
         raise LabError("There are no training rows: every completion is empty.")
     return rows

@@ -293,14 +293,14 @@ def test_cells_are_chosen_by_dragging_over_them(browser, address):
 def test_any_method_is_a_column(browser, address):
     browser.open(address)
     browser.tab("Set")
-    browser.click("#add-method", "ties")
-    browser.wait("$$('#take input, #columns label').some(e => (e.value || e.innerText).includes('ties'))")
-    browser.choose("#method", "arrow")
-    browser.click("#add-method", "arrow")
+    browser.click("#add-method", "TIES")
+    browser.wait("$$('#take input, #columns label').some(e => (e.value || e.innerText).includes('TIES'))")
+    browser.choose("#method", "Arrow")
+    browser.click("#add-method", "Arrow")
     browser.tab("Compare")
-    browser.wait("$$('#columns label').some(e => e.innerText.includes('arrow'))")
+    browser.wait("$$('#columns label').some(e => e.innerText.includes('Arrow'))")
     answers = ask(browser)
-    assert list(answers) == ["base", "maths", "code", "merge", "ties", "arrow"] and answers["arrow"] and answers["ties"]
+    assert list(answers) == ["base", "maths", "code", "merge", "TIES", "Arrow"] and answers["Arrow"] and answers["TIES"]
 
 
 def test_a_wrong_rule_or_cell_is_told_and_changes_nothing(browser, address):
@@ -414,7 +414,7 @@ def test_results_are_filtered_read_and_opened_in_compare(browser, address):
     browser.open(address)
     browser.tab("Results")
     everything = browser.wait("$$('#leaderboard tbody tr').length > 5 && $$('#leaderboard tbody tr').length")
-    browser.wait("$$('#browser details.question').length > 5 && $('#browser h3').innerText.startsWith('cat')")
+    browser.wait("$$('#browser details.question').length > 5 && $('#browser h3').innerText.startsWith('CAT')")
     assert browser.js("$('#browser details.question pre').textContent").strip()
     browser.type("#filter input, #filter textarea", "ties")
     browser.wait(f"$$('#leaderboard tbody tr').length < {everything}")

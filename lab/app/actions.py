@@ -573,8 +573,9 @@ def learn_stop(context: Context, session: Session, job: str = "") -> str:
 def _learned(context: Context, session: Session, job: str) -> Outcome:
     if not job:
         raise LabError("Nothing has been learned yet; start a run.")
-    kept = context.workspaces.find_learned(session) if session.key and job not in context.jobs else None
-    found = kept if kept is not None and kept.id == job else context.jobs.find(job)
+    if session.key and job not in context.jobs:  # the server has forgotten it, or was started anew
+        context.workspaces.find_learned(session, context.jobs)
+    found = context.jobs.find(job)
     if found.result is None:
         raise LabError("That run has no result (yet); wait until it ends.")
     session.job = job

@@ -78,9 +78,9 @@ class Context:
         session.key = key if isinstance(key, str) and len(key) >= KEY else new_key()
         try:
             written = self.workspaces.find(session, self.engine.model, self.adapters)
-            learned = self.workspaces.find_learned(session)
+            learned = self.workspaces.find_learned(session, self.jobs)
             if learned is not None:
-                session.job = self.jobs.adopt(learned).id
+                session.job = learned.id
             elif written is None:
                 elsewhere = self.workspaces.other_base(session)
                 return session, f"Your work on the base {self.shown(elsewhere)} is kept; it comes back with that base." if elsewhere else ""

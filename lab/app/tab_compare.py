@@ -31,7 +31,7 @@ def build(page: Page) -> None:
         with gr.Group(visible=False) as many:
             with gr.Row():
                 task = gr.Dropdown(list(TASKS), value="hard_math_code", label="Task", min_width=190)
-                count = gr.Number(20, label="Problems", precision=0, minimum=1, min_width=90)
+                count = gr.Number(20, label="Problems", precision=0, minimum=1, min_width=90, elem_id="problems")
                 first = gr.Number(0, label="From number", precision=0, minimum=0, min_width=90)
         with gr.Group(visible=False) as filed:
             with gr.Row():

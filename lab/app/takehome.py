@@ -161,7 +161,7 @@ def commands(session: Session, column: str, base: str) -> str:
     given = [f"{a.name}={session.sources.get(a.name, f'{INPUTS}/{a.name}')}" for a in session.adapters]
     on = ["--base", base]
     recipe = session.merged(column).recipe if column != "base" else {}
-    method, out = recipe.get("method"), ["--out", f"{clean_name(column)}/"]
+    method, out = recipe.get("method"), ["--out", clean_name(f"{column}-adapter") + "/"]
     if column == "base" or column in session.need().skills:
         return f"{_unpacking(session)}python -m lab inspect {shlex.join([*given, *on])}"
     if "learning" in recipe:

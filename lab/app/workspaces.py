@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as packed
 from torch import Tensor
 
-from lab.app.jobs import Job
+from lab.app.jobs import Job, Jobs
 from lab.app.learning import Outcome
 from lab.app.session import Routing, Session
 from lab.errors import LabError
@@ -109,6 +109,7 @@ class Workspaces:
             "version": VERSION,
             "job": job.id,
             "state": "stopped" if job.wanted_stop.is_set() else "done",
+            "inputs": {i["name"]: i["digest"] for i in found.recipe["inputs"]},
             "result": self._name(found),
             "held_out": outcome.held_out,
             "losses": list(view["losses"]),
@@ -156,21 +157,24 @@ class Workspaces:
                 os.utime(file)  # its age is counted from the last visit
         return written
 
-    def find_learned(self, session: Session) -> Job | None:
-        """The last run under the session's key, when it learned for the adapters that it holds; None else, or when it is damaged."""
+    def find_learned(self, session: Session, jobs: Jobs) -> Job | None:
+        """The last run under the session's key, among the jobs from now on, when it learned for the adapters that the session holds;
+        None else, or when it is damaged."""
         file = self.place(session.key, session.base).with_suffix(".learned")
         if session.grid is None or not file.is_file():
             return None
         try:
             told = _checked(file)
             os.utime(file)
-            result = self._other(told["result"], "learned", session.adapters)
-            if {i["name"]: i["digest"] for i in result.recipe["inputs"]} != {a.name: a.digest() for a in session.adapters}:
+            if told["inputs"] != {a.name: a.digest() for a in session.adapters}:
                 return None
+            if told["job"] in jobs:
+                return jobs.find(told["job"])
+            result = self._other(told["result"], "learned", session.adapters)
             outcome = Outcome.of(result, session.grid, told["held_out"])
             drift = [(step, np.array(values)) for step, values in told["drift"]]
             view = {name: told[name] for name in ("losses", "steps", "method", "verdict")} | {"drift": drift, "grid": session.grid}
-            return Job(told["job"], "learn", told["state"], 1.0, view=view, result=outcome)
+            return jobs.adopt(Job(told["job"], "learn", told["state"], 1.0, view=view, result=outcome))
         except (LabError, OSError, ValueError, KeyError, TypeError, AttributeError):
             _set_aside(file)
             return None

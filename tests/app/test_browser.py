@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.app import actions
 from lab.app import mixer as mixing
 from lab.app.server import Server
 from tests.app.waiting import PATIENCE, until
@@ -336,7 +337,7 @@ def test_work_comes_back_after_a_reload_and_after_a_restart_and_can_be_begun_ane
         browser.tab("Learn")
         browser.type("#steps input", "3")
         browser.click("#start-learning")
-        browser.wait("$('#learn-status [data-state=done]')")
+        browser.wait("$('#verdict') && $('#verdict').innerText.includes('right of 20 problems')")
         browser.open(server.url, fresh=False)
         there()
     with Server(app.build_app(files=tmp_path / "app"), port=port) as server:
@@ -353,6 +354,64 @@ def test_work_comes_back_after_a_reload_and_after_a_restart_and_can_be_begun_ane
         browser.open(server.url)  # another browser
         browser.wait("$$('#mixer section').length === 2")
         assert not browser.js("$('#welcome') && $('#welcome').getClientRects().length")
+
+
+def test_an_edited_prompt_leaves_gold_and_verdict_of_the_example_behind(browser, address):
+    browser.open(address)
+    ask(browser)
+    assert browser.js("$('#gold input, #gold textarea').value && $$('#answers .verdict').length")
+    browser.type("#prompt textarea", "Add two and three.")
+    browser.wait("$('#gold input, #gold textarea').value === '' && $('#answers').innerText.includes('before it was edited')")
+    assert not browser.js("$$('#answers .verdict').length")
+
+
+def test_a_filter_typed_while_the_records_are_read_holds(browser, address, monkeypatch):
+    right, waits = actions.sections, iter([3.0])
+
+    def slow_at_first(*args):
+        time.sleep(next(waits, 0.0))
+        return right(*args)
+
+    browser.open(address)
+    monkeypatch.setattr(actions, "sections", slow_at_first)
+    browser.tab("Results")
+    browser.type("#filter input, #filter textarea", "ties")
+    browser.wait("$$('#leaderboard tbody tr').length && $$('#leaderboard tbody th').every(e => e.innerText.toLowerCase().includes('ties'))")
+    assert not browser.js("document.body.innerText.includes('no such records')")
+
+
+def test_a_comparison_is_saved_and_found_in_results(browser, address):
+    browser.open(address)
+    browser.click("#kind label", "Problems of a task")
+    browser.type("#problems input", "3")
+    browser.click("#ask")
+    browser.wait("$('#keeping') && $('#keeping').getClientRects().length")
+    browser.type("#comparison-name input, #comparison-name textarea", "First look")
+    browser.click("#save-comparison")
+    browser.wait("$$('#comparison-files a').length >= 6")
+    assert b"merge" in b"".join(fetched(browser, '#comparison-files a[href*="table.md"]'))
+    browser.tab("Results")
+    browser.wait("$('#section input').value")
+    browser.choose("#section", "First look · saved by you · 3 problems")
+    browser.wait("$$('#leaderboard tbody th').some(e => e.innerText.includes('merge')) && $('#remove-comparison').getClientRects().length")
+
+
+def test_what_is_refused_has_one_button_that_mends_it(browser, address, tmp_path):
+    from dataclasses import replace
+
+    from lab.app.sources import shipped_skills
+    from lab.lora.peft_io import save
+
+    save(tmp_path / "mine", replace(shipped_skills()[1], base="owner/name", name="mine"))
+    browser.open(address)
+    browser.tab("Load")
+    for _ in range(2):  # a retry doubles nothing
+        browser.type("#source input, #source textarea", str(tmp_path / "mine"))
+        browser.click("#load-adapter")
+        browser.wait("$('#mend') && $('#mend').getClientRects().length && $('#refusal').innerText.includes('owner/name')")
+    assert browser.js("$$('#mixer section').length") == 2
+    browser.click("#mend")
+    browser.wait("$$('#mixer section').length === 3 && !$('#refusal').innerText.includes('owner/name')")
 
 
 def test_any_method_is_a_column(browser, address):

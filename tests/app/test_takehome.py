@@ -68,7 +68,7 @@ def test_the_command_for_uploads_works_with_what_is_exported_beside_it(context, 
     assert "PATH/TO" not in line
     unpacked(takehome.inputs_zip(session), tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert run(line) == 0 and load(tmp_path / "merge").recipe["alphas"] == session.merged("merge").recipe["alphas"]
+    assert run(line) == 0 and load(tmp_path / "merge-adapter").recipe["alphas"] == session.merged("merge").recipe["alphas"]
     assert run(takehome.commands(session, "mine", "embedded")) == 0
     said = takehome.papermill_command(session, "merge", "embedded")
     assert said.startswith("#") and "\n" not in said  # no notebook does this, and it says so

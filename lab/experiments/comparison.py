@@ -90,7 +90,8 @@ def record_key(context: RunContext, name: str, entry: Entry, asked: Asked) -> st
     # What a router's effective support is measured on is cut at max_tokens.
     shown = [context.section.passed_on, context.preset.max_tokens]
     asked_of_all = asked.digests(context.section.target)
-    return content_hash(name, context.seed, dict(entry.key), asked_of_all, list(asked.shots), context.decoding_key, shown)
+    shots = [context.section.target.template, *asked.shots] if asked.shots else []  # the template puts them into words
+    return content_hash(name, context.seed, dict(entry.key), asked_of_all, shots, context.decoding_key, shown)
 
 
 def data_digest(context: RunContext, asked: Asked) -> str:

@@ -27,5 +27,9 @@ class Section:
 
     @property
     def title(self) -> str:
-        """ "5.1 math code" of s5_1_math_code."""
-        return self.name.removeprefix("s").replace("_", ".", 1).replace("_", " ")
+        return title_of(self.name)
+
+
+def title_of(name: str) -> str:
+    """ "5.1 math code" of s5_1_math_code."""
+    return name.removeprefix("s").replace("_", ".", 1).replace("_", " ")

@@ -152,8 +152,8 @@ def build(notebooks: Iterable[Path | str], results: Path | str, known: Iterable[
     for stem, nb in read.items():
         write_atomic(results / f"{stem}.html", render_page(nb, stem, site.nav(stem)))
         figure = _headline_figure(nb)
-        if figure is not None:  # on its own too, for the README and for talks
-            write_atomic(results / f"{stem}.svg", figure[0])
+        if figure is not None:  # on its own, for the index, the README and talks
+            write_atomic(results / f"{stem}.svg", _themed(figure[0]))
     for name, page in site.pages().items():
         write_atomic(results / name, page)
     write_atomic(
@@ -565,7 +565,7 @@ def _card_of(nb: NotebookNode, section: str) -> dict:
         "number": given.get("number"),
         "caption": given.get("caption"),
         "finding": given.get("finding"),
-        "figure": figure and {"alt": figure[1], "src": _svg_uri(figure[0])},
+        "figure": figure and {"alt": figure[1], "src": quote(f"{section}.svg")},
     }
 
 
@@ -580,11 +580,14 @@ def _headline_figure(nb: NotebookNode) -> tuple[str, str] | None:
     return None
 
 
-def _svg_uri(svg: str) -> str:
+def _themed(svg: str) -> str:
     theme = "<style>svg{--ink:#33383f}@media(prefers-color-scheme:dark){svg{--ink:#c6cbd3}}</style>"
-    themed = re.sub(r"(<svg\b[^>]*>)", lambda found: found[1] + theme, svg.replace(INK, "var(--ink)"), count=1)
+    return re.sub(r"(<svg\b[^>]*>)", lambda found: found[1] + theme, svg.replace(INK, "var(--ink)"), count=1)
+
+
+def _svg_uri(svg: str) -> str:
     # A tenth smaller than base64, and these figures are a quarter of the site.
-    return "data:image/svg+xml," + quote(themed.replace(">\n<", "><"), safe=" =:;,/.()!*@$?-_~+[]{}|^`")
+    return "data:image/svg+xml," + quote(_themed(svg).replace(">\n<", "><"), safe=" =:;,/.()!*@$?-_~+[]{}|^`")
 
 
 def _allowed(tag: str, name: str, value: str) -> bool:

@@ -269,11 +269,14 @@ def skill_names(records: Iterable[RunRecord]) -> list[str]:
     return list(dict.fromkeys(name.partition("[")[0] for name in named))  # one rank of a skill is called "maths[3]"
 
 
-def by_question(rows: Iterable[Mapping]) -> dict[str, float | None]:
-    """Score per question: the mean over its wordings, which are not independent; None where one of them is unscored."""
+def by_question(rows: Iterable[Mapping], score: str = "right") -> dict[str, float | None]:
+    """Score per question: the mean over its wordings, which are not independent; None where one of them is unscored.
+
+    score: "right", or another of the rows' extras.
+    """
     scores: dict[str, list[float | None]] = {}
     for row in rows:
-        scores.setdefault(row["question"] or row["id"], []).append(row["score"])
+        scores.setdefault(row["question"] or row["id"], []).append(row["score"] if score == "right" else row["extras"].get(score))
     return {question: None if None in own else sum(own) / len(own) for question, own in scores.items()}
 
 

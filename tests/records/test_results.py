@@ -292,8 +292,10 @@ def test_worked_examples_begin_where_only_the_merge_is_right(records):
 
 
 def test_smaller_tables(records):
-    both = tables.paper_and_measured(records, {"cat": 0.2111, "moe": None})
-    assert both.loc["CAT"].tolist() == ["21.1", "50.0"] and both.loc["MoE router"].tolist() == ["", ""]
+    both = tables.paper_and_measured({"here": records, "there": records[:1]}, {"cat": 0.2111, "moe": None})
+    assert list(both) == ["here, % (n = 8 × 2)", "there, % (n = 8 × 1)", "paper (Llama-7B), %"]
+    e = statistics.mean_interval([[1.0] * 4 + [0.0] * 4] * 2)
+    assert both.loc["CAT"].tolist() == [f"50.0 ({100 * e.low:.1f}–{100 * e.high:.1f})", "", "21.1"] and both.loc["MoE router"].tolist() == ["", "", ""]
     assert tables.loss_curves(records) == {"Static CAT": [[2.0, 1.0]] * 2}
     assert tables.stage_seconds(records).loc["CAT", "learning"] == 3.0
 

@@ -32,7 +32,8 @@ def learned(
         facts = {"loss": found.losses, "sweep": found.sweep, "learning_rate": found.learning_rate, "steps": found.steps}
         return found.adapter or context.router(method, parameters, found.router_state), facts
 
-    key = context.coefficient_key(examples, rates=rates, **context.method_key(method, parameters))
+    steps = {"steps": recipe.steps} if search else {}
+    key = context.coefficient_key(examples, rates=rates, **steps, **context.method_key(method, parameters))
     return context.made(kind or method, {**key, "noise": True} if adapters else key, build)
 
 

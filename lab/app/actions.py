@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from lab.app import charts, comparisons, takehome
-from lab.app.compare import QUESTIONS, TEMPLATES, Comparison, Question, compare, task_questions, wrap
+from lab.app.compare import QUESTIONS, Comparison, Question, compare, of_example, task_questions, wrap
 from lab.app.context import Context
 from lab.app.jobs import Job
 from lab.app.learning import (
-    TASKS,
     Material,
     Outcome,
     layers_job,
@@ -35,7 +34,9 @@ from lab.errors import LabError
 from lab.evaluation import statistics
 from lab.evaluation.sandbox import run_programs
 from lab.evaluation.scorers import Verdict, extract_program, score_final_number, score_program
+from lab.experiments.candidates import describe
 from lab.experiments.presets import preset_for
+from lab.experiments.section import title_of
 from lab.export.report import SetReport, on_one_base
 from lab.export.report import report as report_on
 from lab.lora.adapter import LoraAdapter
@@ -44,10 +45,9 @@ from lab.lora.compatibility import compatibility_problems
 from lab.merging import METHODS, get_method
 from lab.pages.figures import Chart, method_bars
 from lab.records import tables
-from lab.records.record import read_records
-from lab.tasks import prompts
+from lab.records.record import read_records, skill_names
+from lab.tasks import Example, prompts
 
-TARGET = "hard_math_code"  # whose problems a learned merge is checked on
 OWN_ROWS = 20_000  # read of a file
 ALL = "all that are loaded"
 # Free alphas solve far more in the embedded world than the released code's softmax.
@@ -257,7 +257,7 @@ def add_methods(context: Context, session: Session, methods: Sequence[str]) -> t
     added, refused = [], []
     for method in methods:
         try:
-            added.append(add_method(context, session, method))
+            added.append(add_method(context, session, method, label=get_method(method).label))
         except LabError as error:
             refused.append(f"{method}: {error}")
     return added, refused
@@ -286,15 +286,44 @@ def pictures(context: Context, session: Session) -> dict[str, Chart]:
 # Asking
 
 
-def question(context: Context, prompt: str, template: str, gold: str = "") -> Question:
-    """A prompt as the model reads it; under the first template an answer is a program. Raises LabError."""
-    text = wrap(prompt, template, context.engine.tokenizer, context.preset.chat)
-    return Question(text, gold.strip(), TEMPLATES.get(template) == TASKS["code"].template)
+def question(context: Context, prompt: str, template: str = "", gold: str = "") -> Question:
+    """A prompt as the model reads it, in the prompt of the task that `template` names (default the showcase's first). Raises LabError."""
+    showcase = context.showcase
+    template = template or next(iter(showcase.shapes))
+    text = wrap(showcase, prompt, template, context.engine.tokenizer, context.preset.chat)
+    if template not in showcase.shapes:
+        return Question(text, gold.strip())
+    task = showcase.tasks[showcase.shapes[template]]
+    known = known_example(context, prompt, template)
+    if known is not None and gold.strip() in known.targets:
+        return replace(of_example(task, known), prompt=text)
+    return Question(text, gold.strip(), task.template == prompts.CODE, stop=task.stop)
+
+
+def known_example(context: Context, prompt: str, template: str) -> Example | None:
+    """The example to choose from that this text, put to the model so, is."""
+    showcase = context.showcase
+    if showcase.examples is None or template not in showcase.shapes:
+        return None
+    name = showcase.shapes[template]
+    asked = showcase.tasks[name].template.replace("{text}", prompt.strip())
+    return next((example for example in showcase.examples(name) if example.prompt == asked), None)
+
+
+def known_answer(context: Context, prompt: str, template: str) -> str:
+    """The right answer of an example to choose from; "" for anything else."""
+    found = known_example(context, prompt, template)
+    return " or ".join(found.targets) if found else ""
+
+
+def seen_prompt(context: Context, prompt: str, template: str) -> str:
+    """What the model reads of a text; "" for none."""
+    return question(context, prompt, template).prompt if prompt.strip() else ""
 
 
 def problems(context: Context, task: str, count: int, first: int) -> list[Question]:
     """Test problems of a task as the model reads them. Raises LabError."""
-    found = task_questions(task, context.preset, count, first)
+    found = task_questions(context.showcase, task, context.preset, count, first)
     if not context.preset.chat:
         return found
     return [replace(one, prompt=prompts.chat(context.engine.tokenizer, one.prompt)) for one in found]
@@ -318,11 +347,15 @@ def file_questions(context: Context, file: str, template: str, count: int) -> li
 
 
 def example(context: Context, task: str, number: int | None = None) -> tuple[str, str, str]:
-    """(text, template, gold) of a test problem, by default any."""
-    found = task_questions(task, context.preset, 1, random.randrange(200) if number is None else number)[0]
-    head, _, tail = TASKS[task].template.partition("{text}")
-    label = next(label for label, text in TEMPLATES.items() if text == TASKS[task].template)
-    return found.prompt.removeprefix(head).removesuffix(tail), label, found.gold
+    """(text, template, gold) of an example to choose from, else of a test problem; by default any."""
+    showcase = context.showcase
+    if showcase.examples is not None:
+        examples = showcase.examples(task)
+        found = of_example(showcase.tasks[task], random.choice(examples) if number is None else examples[number])
+    else:
+        found = task_questions(showcase, task, context.preset, 1, random.randrange(200) if number is None else number)[0]
+    head, _, tail = showcase.tasks[task].template.partition("{text}")
+    return found.prompt.removeprefix(head).removesuffix(tail), showcase.shape(task), found.gold
 
 
 def present_prompt(context: Context, session: Session) -> str:
@@ -371,7 +404,7 @@ def _judged(question: Question, text: str, outcome) -> tuple[Verdict | None, str
         return None, ""
     if question.task and not question.program:
         (verdict,) = question.task.score([text], [question.example])
-        return verdict, verdict.extracted
+        return verdict, verdict.extracted if verdict.extracted != text.strip() else ""  # no need to show an answer twice
     if question.program:
         return Verdict("no code", 0.0, ""), ""
     try:
@@ -391,12 +424,13 @@ def answers(
         raise LabError("A blind comparison needs at least two columns.")
     if blind and len(questions) > 1:
         raise LabError("A blind vote is on one prompt at a time; choose One prompt, or untick Blind.")
-    decoding = Decoding(int(max_new_tokens or 0), float(temperature), float(top_p), int(seed or 0))
+    stop = questions[0].stop if questions else ()
+    decoding = Decoding(int(max_new_tokens or 0), float(temperature), float(top_p), int(seed or 0), stop)
     return compare(context.engine, session, questions, columns, decoding, judge=judge if run else None, blind=blind)
 
 
 def ask(
-    context: Context, session: Session, prompt: str = "", columns: list = [], template: str = next(iter(TEMPLATES)),
+    context: Context, session: Session, prompt: str = "", columns: list = [], template: str = "",
     gold: str = "", max_new_tokens: int = 110, temperature: float = 0, top_p: float = 1, seed: int = 0,
 ) -> Iterator[dict]:  # fmt: skip
     """Answers side by side, streamed: column -> text, tokens, tokens_per_second, done, verdict, value."""
@@ -461,13 +495,14 @@ def material(
         return own_material(context.engine, context.preset, pairs, int(seed or 0))
     recipe = get_method(method).recipe if method else None
     if recipe is not None and recipe.data == "target":
-        return target_material(context.engine, context.preset, recipe.rows)
-    return skills_material(context.engine, context.preset, session.need().skills, int(rows or 0), int(seed or 0))
+        return target_material(context.engine, context.preset, context.showcase, recipe.rows)
+    skills = session.need().skills
+    return skills_material(context.engine, context.preset, context.showcase, skills, int(rows or 0), int(seed or 0))
 
 
 def has_data(context: Context, session: Session) -> bool:
     """Whether calibration data is known for the skills, and made for this base."""
-    return context.preset.name != "own" and any(a.name in TASKS for a in session.adapters)
+    return context.preset.name != "own" and any(a.name in context.showcase.tasks for a in session.adapters)
 
 
 def describe_rows(files: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -491,7 +526,7 @@ def learn(
     """Start learning on the skills' calibration data (a search: on examples of the target); gives the job's id."""
     found = material(context, session, rows, seed, files, method, mixed)
     adapters, key, base, before = session.adapters, session.key, session.base, session.alphas
-    asked = problems(context, TARGET, int(checked), 0) if checked and has_data(context, session) else []
+    asked = problems(context, context.showcase.target, int(checked), 0) if checked and has_data(context, session) else []
     learned = learn_job(
         context.engine, adapters, found, method=method, parameters=parameters or {}, steps=int(steps or 0),
         learning_rate=float(learning_rate or 0), batch_size=int(batch_size or 0), seed=int(seed or 0),
@@ -528,7 +563,7 @@ def verdict_of(
         told["losses"] = {"before": losses["merge"], "after": losses["after"]}
     if asked:
         state = None
-        for state in compare(context.engine, aside, asked, ["merge", "after"], Decoding(110), judge=judge):
+        for state in compare(context.engine, aside, asked, ["merge", "after"], Decoding(context.showcase.new_tokens, stop=asked[0].stop), judge=judge):
             if job.wanted_stop.is_set():
                 return told
         scores = [[None if row[c] is None else row[c].score for row in state.verdicts] for c in (0, 1)]
@@ -598,13 +633,14 @@ def use_learned(context: Context, session: Session, job: str = "") -> str:
     if _learned(context, session, job).alphas is not None:
         learn_use(context, session, job)
         return "The learned alphas are in the mixer; edit them by hand, or undo."
-    return f"{learn_column(context, session, job)} is a column of Compare now: it is no table of alphas for the mixer."
+    return f"{learn_column(context, session, job, titled=True)} is a column of Compare now: it is no table of alphas for the mixer."
 
 
-def learn_column(context: Context, session: Session, job: str = "") -> str:
+def learn_column(context: Context, session: Session, job: str = "", *, titled: bool = False) -> str:
     """Add what a job has learned, an adapter or a router, as a column; gives its name."""
     outcome = _learned(context, session, job)
-    return session.add(f"learned {outcome.recipe['method']}", outcome.result(session.adapters))
+    method = outcome.recipe["method"]
+    return session.add(f"learned {METHODS[method].label if titled else method}", outcome.result(session.adapters))
 
 
 def delta_nll(
@@ -692,7 +728,7 @@ def sections(context: Context, session: Session | None = None) -> tuple[dict[str
         records, damaged = [*records, *own], [*damaged, *broken]
     found: dict[str, list] = {}
     for record in records:
-        name = f"{record.section} · {record.preset} · {record.n + record.unscored} problems"
+        name = f"{title_of(record.section)} · {record.preset} · {record.n + record.unscored} problems"
         found.setdefault(name, []).append(record)
     return found, damaged
 
@@ -737,13 +773,21 @@ def remove_comparison(context: Context, session: Session, section: str) -> str:
     return record.section
 
 
-def board(records: list) -> tuple:
-    """(chart, table as people read it)."""
+def board(records: list, part: str = "") -> tuple:
+    """(chart, table as people read it) of the methods whose names hold `part`; no chart where none does."""
     key = tuple(record.key for record in records)
     if key not in _BOARDS:
         table = tables.result_table(records, reference_of(records))
-        _BOARDS[key] = method_bars(table), tables.format_table(table)
-    return _BOARDS[key]
+        _BOARDS[key] = table, tables.format_table(table)
+    table, shown = _BOARDS[key]
+    kept = [part.strip().lower() in label.lower() for label in table["label"]]
+    return method_bars(table[kept]) if any(kept) else None, shown[kept]
+
+
+def method_names(records: list) -> dict[str, str]:
+    """What each method of the records is called, by its id."""
+    skills = skill_names(records)
+    return {r.method: describe(r.method, skills).label for r in records}
 
 
 def results(context: Context, session: Session, section: str = "") -> dict:
@@ -778,12 +822,13 @@ def open_run(context: Context, session: Session, section: str, method: str, seed
     if record.coefficients:
         c: Mapping = record.coefficients
         takehome.apply_recipe(session, {"skills": c["skills"], "modules": c["modules"], "coefficients": c["values"]})
-        return columns, f"The mixer holds the coefficients of {method}, seed {seed}.{note}"
+        return columns, f"The mixer holds the coefficients of {describe(method, skills).label}, seed {seed}.{note}"
     if own and "method" in record.parameters:
         told = takehome.apply_recipe(session, {**record.parameters, "inputs": []})
         return [*columns, *list(session.others)[-1:]], told
     if method in skills or method == "base":
         return list(dict.fromkeys(["base", method])), f"Compare asks {method}.{note}"
+    name = describe(method, skills).label
     if method not in METHODS or METHODS[method].recipe is not None:
-        raise LabError(f"{method} was trained and its weights are not among the records; Compare cannot open it.")
-    return [*columns, add_method(context, session, method)], f"{method} is a column of Compare.{note}"
+        raise LabError(f"{name} was trained and its weights are not among the records; Compare cannot open it.")
+    return [*columns, add_method(context, session, method, label=name)], f"{name} is a column of Compare.{note}"

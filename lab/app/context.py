@@ -12,7 +12,9 @@ from lab.app.engine import Engine, out_of_memory
 from lab.app.jobs import Jobs
 from lab.app.memory import give_back
 from lab.app.session import Session
+from lab.app.showcase import WORD_PROBLEMS, Showcase
 from lab.app.sources import Access
+from lab.app.takehome import apply_recipe
 from lab.app.votes import Ballot
 from lab.app.workspaces import KEY, Workspaces, new_key
 from lab.errors import LabError
@@ -29,8 +31,8 @@ CLOSED = 20  # closed pages of which Gradio's own state is kept, for those that 
 class Context:
     """adapters: what a new visitor begins with. results: folder of the records. files: where the page may write.
 
-    sources: where each of the adapters was read from. blocks, key: the page, and the id of the component in it that
-    holds the session.
+    sources: where each of the adapters was read from. start: the recipe of the alphas that a visitor begins with. showcase: what the
+    page shows on the base. blocks, key: the page, and the id of the component in it that holds the session.
     """
 
     engine: Engine
@@ -40,9 +42,11 @@ class Context:
     files: Path
     access: Access = Access()
     sources: Mapping[str, str] = field(default_factory=dict)
+    start: Mapping | None = None
     jobs: Jobs = field(default_factory=Jobs)
     blocks: "gr.Blocks | None" = None
     key: int = -1
+    showcase: Showcase = WORD_PROBLEMS
 
     def __post_init__(self):
         self.ballot = Ballot(self.files / "votes.jsonl")
@@ -65,6 +69,9 @@ class Context:
             if self.adapters:
                 session.take(self.adapters, self.engine.model, self.engine.source)
                 session.sources = dict(self.sources) if self.access.roots is None else {}
+                if self.start is not None:
+                    apply_recipe(session, self.start)
+                    session.past = []
         except LabError:
             session = Session(base=self.engine.source)
         return session

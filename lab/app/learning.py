@@ -12,9 +12,9 @@ import torch
 from lab.app.engine import Engine, shared_copy
 from lab.app.jobs import Job
 from lab.app.session import Routing, Session
+from lab.app.showcase import Showcase
 from lab.errors import LabError
 from lab.experiments.presets import Preset
-from lab.experiments.sections import MATH_CODE
 from lab.lora.adapter import LoraAdapter
 from lab.lora.peft_io import load, save
 from lab.lora.stacked import StackedLinear
@@ -22,13 +22,12 @@ from lab.merging import METHODS, Method, learn
 from lab.merging.alphas import Grid, settle
 from lab.merging.recipe import inputs_of
 from lab.merging.registry import complete_parameters
-from lab.tasks import Example, Task
+from lab.tasks import Example
 from lab.training.loop import Encoded
 from lab.training.lora import encode_examples
 
 HELD_OUT_ROWS = 40  # per skill, beyond the rows to learn on: for ΔNLL
 SNAPSHOTS = 60  # pictures of the coefficients kept over a run
-TASKS: dict[str, Task] = {task.name: task for task in (*MATH_CODE.skills, MATH_CODE.target)}
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,14 @@ def learnable() -> list[Method]:
     return sorted((m for m in METHODS.values() if m.recipe is not None), key=lambda m: order.index(m.kind))
 
 
-def skills_material(engine: Engine, preset: Preset, names: Sequence[str], count: int, seed: int) -> Material:
+def skills_material(engine: Engine, preset: Preset, showcase: Showcase, names: Sequence[str], count: int, seed: int) -> Material:
     """`count` calibration rows of each skill that has a task of its name. Raises LabError when none has."""
-    tasks = [TASKS[name] for name in names if name in TASKS]
+    tasks = {name: task for name, task in showcase.tasks.items() if name in names and name != showcase.target}
     if not 1 <= count <= 20_000:
         raise LabError(f"rows is {count}; give a whole number from 1 to 20000.")
     if not tasks:
         raise LabError(f"No data is known for {', '.join(names)}; give your own rows as JSONL files, one per skill.")
-    examples = {t.name: t.load(preset.source(t.folder), "calibration", count + HELD_OUT_ROWS, seed) for t in tasks}
+    examples = {n: t.load(preset.source(t.folder), "calibration", count + HELD_OUT_ROWS, seed) for n, t in tasks.items()}
     return _material(engine, preset, examples, preset.data, count)
 
 
@@ -66,9 +65,9 @@ def own_material(engine: Engine, preset: Preset, pairs: Mapping[str, Sequence[tu
     return _material(engine, preset, examples, " ".join(f"{label}.jsonl" for label in pairs))
 
 
-def target_material(engine: Engine, preset: Preset, count: int) -> Material:
+def target_material(engine: Engine, preset: Preset, showcase: Showcase, count: int) -> Material:
     """The first `count` worked examples of the target. Raises LabError where none are known."""
-    target = MATH_CODE.target
+    target = showcase.tasks[showcase.target]
     shown = target.demonstrations(preset.source(target.folder), count)
     examples = [Example(f"{i}", target.template.format(text=text), done) for i, (text, done) in enumerate(shown)]
     rows = encode_examples(engine.tokenizer, examples, preset.max_tokens, preset.chat)

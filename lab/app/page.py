@@ -29,12 +29,12 @@ def build_page(context: Context) -> gr.Blocks:
             back = gr.Button("Bring it back", size="sm", min_width=100, elem_id="bring-back", visible=False)
         with gr.Row(elem_id="frame", equal_height=False):
             with gr.Column(scale=3, min_width=340, elem_id="side"):
-                mix = mixer.mixer()
                 with gr.Row(elem_id="settings"):
                     buttons = {
                         label: gr.Button(label, size="sm", min_width=10, elem_id=label.lower().replace(" ", "-"))
                         for label in ("Undo", "Keep A", "Use A", "Keep B", "Use B")
                     }
+                mix = mixer.mixer()
                 note = gr.HTML("", apply_default_css=False)
             page = Page(
                 context,

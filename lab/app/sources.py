@@ -1,7 +1,6 @@
 """What people bring: adapters from folders, the Hub or uploads, rows from files; checked before anything is kept."""
 
 import csv
-import json
 import os
 import re
 import shutil
@@ -13,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from lab.app.showcase import WORD_PROBLEMS, Showcase
 from lab.errors import LabError
-from lab.experiments.context import SHIPPED
 from lab.lora import peft_io
 from lab.lora.adapter import LoraAdapter
 from lab.lora.peft_io import CONFIG, WEIGHTS
@@ -62,19 +61,9 @@ def clean_name(name: str, taken: Sequence[str] = ()) -> str:
     return unique
 
 
-def shipped_folders() -> dict[str, Path]:
-    """Where the skills of the base that the app starts with lie, by name, maths first."""
-    found = {
-        f.name.removeprefix("skill-").rpartition("-")[0]: f
-        for f in SHIPPED.glob("skill-*")
-        if json.loads((f / CONFIG).read_text())["base_model_name_or_path"] == "embedded"
-    }
-    return dict(sorted(found.items(), reverse=True))
-
-
-def shipped_skills() -> list[LoraAdapter]:
-    """The skills of the base that the app starts with, maths first."""
-    return [peft_io.load(folder, name=name, base="embedded") for name, folder in shipped_folders().items()]
+def shipped_skills(showcase: Showcase = WORD_PROBLEMS) -> list[LoraAdapter]:
+    """The skills that ship for a showcase's base."""
+    return [peft_io.load(folder, name=name, base=showcase.base) for name, folder in showcase.folders().items()]
 
 
 def open_adapter(source: str, access: Access = Access(), *, taken: Sequence[str] = ()) -> LoraAdapter:

@@ -1,11 +1,12 @@
 """Compare: a prompt or a set of them, answered side by side."""
 
+from html import escape
+
 import gradio as gr
 
 from lab.app import actions, charts, html
-from lab.app.compare import CHAT, TEMPLATES, show
+from lab.app.compare import AS_TYPED, shapes, show
 from lab.app.frame import IN_LINE, MODEL, PRIVATE, Page, guarded
-from lab.app.learning import TASKS
 from lab.app.votes import elo
 from lab.errors import LabError
 
@@ -14,23 +15,27 @@ KINDS = ("One prompt", "Problems of a task", "A file")
 
 def build(page: Page) -> None:
     context = page.context
-    templates = [*TEMPLATES, *([CHAT] if context.engine.tokenizer.chat_template else [])]
-    text, template, gold = "Write a function that adds two numbers.", "as typed", ""
-    if context.engine.source == "embedded":
-        text, template, gold = actions.example(context, "hard_math_code", 1)
+    showcase, templates = context.showcase, shapes(context.showcase, context.engine.tokenizer)
+    target, tasks = showcase.target, list(showcase.tasks)
+    text, template, gold = "Write a function that adds two numbers.", AS_TYPED, ""
+    if context.engine.source == showcase.base:
+        text, template, gold = actions.example(context, target, 1)
+    sentences = [actions.example(context, target, i)[0] for i in range(len(showcase.examples(target)))] if showcase.examples else []
     with gr.Tab("Compare", id="compare"):
         kind = gr.Radio(KINDS, value=KINDS[0], show_label=False, container=False, elem_id="kind")
         with gr.Group() as one:
-            prompt = gr.Textbox(text, label="Prompt", lines=3, max_lines=12, elem_id="prompt")
+            prompt = gr.Textbox(text, label=showcase.says, lines=1 if sentences else 3, max_lines=12, elem_id="prompt")
             with gr.Row():
                 shape = gr.Dropdown(templates, value=template, label="Put to the model as", min_width=200)
                 known = gr.Textbox(gold, label="Right answer, if known", min_width=130, elem_id="gold")
-                task_one = gr.Dropdown(list(TASKS), value="hard_math_code", label="Examples from", min_width=140)
-        with gr.Row() as example_row:
+                task_one = gr.Dropdown(tasks, value=target, label="Examples from", min_width=140, visible=not sentences)
+                sentence = gr.Dropdown(sentences, value=text, label="Examples", min_width=240, visible=bool(sentences), elem_id="sentence")
+            reads = gr.HTML(_reads(context, text, template), apply_default_css=False, elem_id="reads")
+        with gr.Row(visible=not sentences) as example_row:
             another = gr.Button("Another example", min_width=110, size="sm", elem_id="another")
         with gr.Group(visible=False) as many:
             with gr.Row():
-                task = gr.Dropdown(list(TASKS), value="hard_math_code", label="Task", min_width=190)
+                task = gr.Dropdown(tasks, value=target, label="Task", min_width=190)
                 count = gr.Number(20, label="Problems", precision=0, minimum=1, min_width=90, elem_id="problems")
                 first = gr.Number(0, label="From number", precision=0, minimum=0, min_width=90)
         with gr.Group(visible=False) as filed:
@@ -42,12 +47,12 @@ def build(page: Page) -> None:
                     elem_id="prompts-file",
                 )
                 first_of = gr.Number(20, label="Ask the first", precision=0, minimum=1, min_width=90, elem_id="first-of")
-                shape_file = gr.Dropdown(templates, value="as typed", label="Put to the model as")
+                shape_file = gr.Dropdown(templates, value=AS_TYPED, label="Put to the model as")
             length = gr.HTML("", elem_id="prompts-length", apply_default_css=False)
         page.columns.render()
         with gr.Accordion("Decoding and showing", open=False):
             with gr.Row():
-                tokens = gr.Number(110, label="New tokens", precision=0, minimum=1, maximum=4096, min_width=90)
+                tokens = gr.Number(showcase.new_tokens, label="New tokens", precision=0, minimum=1, maximum=4096, min_width=90)
                 temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: greedy)", min_width=150)
                 top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=120)
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
@@ -74,8 +79,12 @@ def build(page: Page) -> None:
 
     example = gr.State([text, gold])  # whose gold stands there, as long as the text does
     page.form |= {"example": example, "kind": kind, "prompt": prompt, "shape": shape, "gold": known, "task": task, "count": count, "first": first}
-    places = [one, many, filed, example_row]
-    kind.change(lambda k: [gr.update(visible=k == name) for name in (*KINDS, KINDS[0])], kind, places, **PRIVATE)
+    places = [one, many, filed, *([] if sentences else [example_row])]
+    kind.change(lambda k: [gr.update(visible=k == name) for name in (*KINDS, KINDS[0])][: len(places)], kind, places, **PRIVATE)
+    gr.on([prompt.change, shape.change], lambda *asked: _reads(context, *asked), [prompt, shape], reads, trigger_mode="always_last", **PRIVATE)
+    if sentences:  # the answer is known for the examples only
+        sentence.input(lambda text: text, sentence, prompt, **PRIVATE)
+        gr.on([prompt.change, shape.change], lambda *asked: actions.known_answer(context, *asked), [prompt, shape], known, trigger_mode="always_last", **PRIVATE)
 
     def exemplified(session, task):
         text, template, gold = actions.example(context, task)
@@ -164,6 +173,15 @@ def build(page: Page) -> None:
 
     page.on(vote.click, voted, [choice], [answers, booth, ratings])
     ratings_box.expand(guarded(rated), None, ratings, **PRIVATE)
+
+
+def _reads(context, prompt: str, shape: str) -> str:
+    """What the model reads of what a visitor types, to be unfolded."""
+    try:
+        text = actions.seen_prompt(context, prompt, shape)
+    except LabError as error:  # told where the question is asked
+        text = str(error)
+    return f'<details class="reads"><summary>What the model reads</summary><pre class="prompt">{escape(text)}</pre></details>'
 
 
 def _ratings(table) -> str:

@@ -19,7 +19,7 @@ DATA = ("the skills' own calibration data", "my rows (JSONL or CSV)")
 def build(page: Page) -> tuple:
     """The tab; gives what lets a page that has come again follow the run that it started earlier: `event.then(*what)`."""
     context = page.context
-    names = [m.name for m in learnable()]
+    names = [(m.label, m.name) for m in learnable()]
     with gr.Tab("Learn", id="learn") as tab:
         with gr.Row():
             data = gr.Radio(DATA, value=DATA[0], label="Data", min_width=220, elem_id="learn-data")
@@ -49,8 +49,8 @@ def build(page: Page) -> tuple:
         def parameters(name):
             chosen = [p for p in schema(name) if p.name != "seed"]
             gr.Markdown(f"{METHODS[name].summary} `{METHODS[name].formula}` ([source]({METHODS[name].paper}))")
-            gr.Markdown(_note(METHODS[name]))
-            with gr.Row():
+            gr.Markdown(_note(METHODS[name], context.showcase.target))
+            with gr.Row(elem_id="learn-parameters", elem_classes=[f"of-{name}"]):
                 made = [control(p) for p in chosen]
             start = gr.Button("Learn", variant="primary", elem_id="start-learning")
 
@@ -134,7 +134,7 @@ def build(page: Page) -> tuple:
         return page.views(session, [*columns, *new] if new else None)
 
     def added(session, id, columns):
-        label = actions.learn_column(context, session, id)
+        label = actions.learn_column(context, session, id, titled=True)
         gr.Info(f"{label} is a column of Compare now.")
         return page.views(session, [*columns, label])
 
@@ -164,7 +164,7 @@ def _own(data: str, files: list[str] | None) -> list[str] | None:
     return (files or []) if data == DATA[1] else None
 
 
-def _note(method) -> str:
+def _note(method, target: str) -> str:
     """What is special about what a method learns from or gives."""
     told = []
     if method.kind == "router":
@@ -175,7 +175,7 @@ def _note(method) -> str:
     if method.recipe.data == "target":
         told.append(
             f"It searches without gradients, on examples of the **target** itself, which no other method sees: "
-            f"{method.recipe.rows} worked problems of hard_math_code (fewer where fewer are known), or all rows of your "
+            f"{method.recipe.rows} worked problems of {target} (fewer where fewer are known), or all rows of your "
             f"files. Steps are its tries; learning rate and rows per step are not used."
         )
     if method.recipe.data == "prompts":
@@ -194,7 +194,7 @@ def _losses(found: dict) -> str:
         for label in labels:
             delta = losses[label] - found.get(label, found["base"])[label]
             told = _signed(delta)
-            cells += [f"{losses[label]:.3f}", ("good", told) if delta <= 0.02 else told]
+            cells += [f"{losses[label]:.3f}", ("good", f"✓ {told}") if delta <= 0.02 else told]
         rows.append(("mixer (merge)" if column == "merge" else column, cells))
     return html.table([word for label in labels for word in (label, "Δ")], rows)
 
@@ -219,7 +219,7 @@ def _status(context, job: Job) -> str:
     losses = list(view.get("losses", ()))
     parts = [_bar(job, context.jobs.place(job))]
     if losses:
-        parts.append(html.dim(f"{view['method']}: step {len(losses)} of {view['steps']}, loss {losses[-1]:.3f}"))
+        parts.append(html.dim(f"{METHODS[view['method']].label}: step {len(losses)} of {view['steps']}, loss {losses[-1]:.3f}"))
     if job.result is not None and job.result.held_out is not None:
         parts.append(html.dim(f"loss on the run's own held-out rows: {job.result.held_out:.4f} nats per token"))
     if job.over and job.result is not None:

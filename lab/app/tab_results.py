@@ -35,10 +35,9 @@ def build(page: Page, tabs: gr.Tabs) -> None:
         browser = gr.HTML("", elem_id="browser", apply_default_css=False)
 
     def drawn(records, part: str) -> str:
-        chart, table = actions.board(records)
-        if part.strip():
-            keep = [label for label in table.index if part.strip().lower() in label.lower()]
-            table = table.loc[keep]
+        chart, table = actions.board(records, part)
+        if chart is None:
+            return html.dim(f"No method here has {part.strip()!r} in its name.")
         rows = [
             (label, [escape(str(value)) for value in row])
             for label, row in zip(table.index, table.to_numpy(), strict=True)
@@ -59,12 +58,12 @@ def build(page: Page, tabs: gr.Tabs) -> None:
             )
         name = chosen if chosen in found else next(iter(found))
         records = found[name]
-        methods = list(dict.fromkeys(r.method for r in records))
-        first = "cat" if "cat" in methods else methods[0]
+        names = actions.method_names(records)
+        first = "cat" if "cat" in names else next(iter(names))
         seeds = [str(r.seed) for r in records if r.method == first]
         return (
             gr.update(choices=list(found), value=name),
-            gr.update(choices=methods, value=first),
+            gr.update(choices=[(label, name) for name, label in names.items()], value=first),
             gr.update(choices=seeds, value=seeds[0]),
             drawn(records, part) + html.items([("bad", f"{name} is damaged or no record.") for name in damaged]),
             _answers(records, first, seeds[0], "all", 0),
@@ -123,7 +122,7 @@ def _answers(records: list, method: str, seed: str, reason: str, first: int) -> 
         f"right {100 * record.scores['right']:.1f} % ({low:.1f} to {high:.1f}); {counts}. "
         f"Shown: {len(part)} of {len(rows)} answers, from number {max(first, 0)}."
     )
-    heading = f"<h3>{escape(method)}, seed {escape(str(record.seed))}</h3>"
+    heading = f"<h3>{escape(actions.method_names(records)[method])}, seed {escape(str(record.seed))}</h3>"
     return heading + told + ("".join(map(_row, part)) or html.dim("No such answers."))
 
 
@@ -132,7 +131,7 @@ def _row(row: dict) -> str:
     question = escape(row["prompt"].removeprefix("Question: ")[:110])
     returned, gold = escape(str(row["extracted"])[:200]) or "nothing", escape(" or ".join(row["targets"])) or "unknown"
     return (
-        f'<details class="question"><summary><i class="dot {mark}"></i> {escape(row["id"])} '
+        f'<details class="question"><summary>{html.dot(mark, row["reason"])} {escape(row["id"])} '
         f'<span class="dim">{escape(row["reason"])}</span> {question}</summary>'
         f'<pre class="prompt">{escape(row["prompt"])}</pre>'
         f'<div class="answers"><article><pre>{escape(row["completion"])}</pre>'

@@ -53,7 +53,7 @@ def build(page: Page) -> None:
             "### Other methods\nA method's merge (or router) becomes a column of Compare, and can be taken home. "
             "Methods that learn are in the tab Learn."
         )
-        static = sorted(name for name, m in METHODS.items() if m.recipe is None)
+        static = sorted(((m.label, name) for name, m in METHODS.items() if m.recipe is None), key=lambda one: one[0].lower())
         with gr.Row():
             method = gr.Dropdown(static, value="ties", label="Method", min_width=160, elem_id="method")
             weights = gr.Textbox(
@@ -69,9 +69,10 @@ def build(page: Page) -> None:
         def parameters(name):
             chosen = schema(name)
             gr.Markdown(f"{METHODS[name].summary} `{METHODS[name].formula}` ([source]({METHODS[name].paper}))")
-            with gr.Row():
+            with gr.Row(elem_id="set-parameters", elem_classes=[f"of-{name}"]):
                 made = [control(p) for p in chosen]
-            add = gr.Button(f"Add {name} as a column", elem_id="add-method")
+            title = METHODS[name].label
+            add = gr.Button(f"Add {title} as a column", elem_id="add-method")
 
             def added(session, columns, weights, rank, *values):
                 given = values_of(chosen, values)
@@ -87,7 +88,7 @@ def build(page: Page) -> None:
                     given,
                     read_weights(weights, len(session.adapters)),
                     rank=read_rank(rank),
-                    label=f"{name} ({told})" if told else name,
+                    label=f"{title} ({told})" if told else title,
                 )
                 gr.Info(f"{found} is a column of Compare now.")
                 return page.views(session, [*columns, found])

@@ -152,7 +152,8 @@ def apply_recipe(session: Session, recipe: Mapping) -> str:
         parameters = dict(recipe.get("parameters", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise LabError("The recipe's weights or parameters are not readable.") from error
-    name = session.add(label, session.make(label, parameters, given, recipe.get("rank")))
+    title = METHODS[label].label if label in METHODS else label
+    name = session.add(title, session.make(label, parameters, given, recipe.get("rank")))
     return f"{name} is a column of Compare now.{note}"
 
 

@@ -1,5 +1,6 @@
 """A section of the paper as data."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -31,5 +32,5 @@ class Section:
 
 
 def title_of(name: str) -> str:
-    """ "5.1 math code" of s5_1_math_code."""
-    return name.removeprefix("s").replace("_", ".", 1).replace("_", " ")
+    """ "5.1 math code" of s5_1_math_code, "x3 methods" of x3_methods."""
+    return re.sub(r"^s(\d+)_(\d+)_", r"\1.\2 ", name).replace("_", " ")

@@ -87,7 +87,7 @@ def _what(method, recipe: Mapping, base: str, rank: int | None) -> str:
     on = f" for the base model `{base}`" if base else ""
     whole = f"The base model `{base}` with a merge folded in"
     what = f"An ordinary PEFT LoRA adapter of rank {rank}{on}" if rank else whole
-    by = f" by [{method.name}]({method.paper})" if method else ""
+    by = f" by [{method.label}]({method.paper})" if method else ""
     return f"{what}: a merge{of}{by}."
 
 

@@ -21,6 +21,7 @@ from lab.errors import LabError
 from lab.experiments.presets import get_preset, preset_for
 from lab.lora.base import EMBEDDED
 from lab.lora.peft_io import save
+from lab.merging import METHODS
 from tests.app.waiting import until
 
 
@@ -306,8 +307,8 @@ def test_a_comparison_without_golds_gives_its_answers_only(context, session, mon
 
 def test_several_methods_are_added_in_one_go_and_what_refuses_is_told(context, session):
     added, refused = actions.add_methods(context, session, ["ties", "dare_linear", "cat_static"])
-    assert added == ["ties", "dare_linear", "cat_static"] and not refused and session.columns[-3:] == added
+    assert added == ["TIES", METHODS["dare_linear"].label, "Static CAT"] and not refused and session.columns[-3:] == added
     added, refused = actions.add_methods(context, session, ["ties", "nothing"])
-    assert added == ["ties 2"] and len(refused) == 1 and "nothing" in refused[0]
+    assert added == ["TIES 2"] and len(refused) == 1 and "nothing" in refused[0]
     with pytest.raises(LabError, match="Choose"):
         actions.add_methods(context, session, [])

@@ -18,6 +18,7 @@ from lab.app.engine import Engine, shared_copy
 from lab.app.jobs import Jobs
 from lab.app.learning import Material, layers_job, learn_job, own_material, target_material, weigh
 from lab.app.session import Session
+from lab.app.showcase import WORD_PROBLEMS
 from lab.app.sources import Access, open_adapter, open_uploads, read_pairs, read_prompts, shipped_skills
 from lab.app.streaming import Decoding, stream
 from lab.app.tab_compare import _ratings
@@ -31,7 +32,7 @@ from lab.lora.adapter import LoraFactors
 from lab.lora.base import load_base
 from lab.lora.peft_io import load, save
 from lab.lora.stacked import attach
-from lab.merging import merge
+from lab.merging import METHODS, merge
 from lab.merging.routing import load_router
 from lab.tasks import Example, hard_math_code
 from lab.training.lora import encode_examples
@@ -533,7 +534,7 @@ def test_routers_answer_beside_the_others_and_can_be_taken_home(engine, session,
 
 
 def test_lorahub_learns_from_examples_of_the_target(engine, session):
-    rows = target_material(engine, get_preset("embedded"), 5)
+    rows = target_material(engine, get_preset("embedded"), WORD_PROBLEMS, 5)
     outcome = learned(engine, session, "lorahub", {"semantics": "delta"}, steps=4, rows=rows)
     weights = outcome.recipe["weights"]
     assert outcome.alphas[:, 0].tolist() == pytest.approx([weights["maths"], weights["code"]], abs=1e-4)
@@ -612,7 +613,7 @@ def test_the_command_of_another_method_makes_it_again(engine, session, tmp_path,
         assert torch.allclose(delta(again, module), factors.delta_weight(), atol=1e-5)
     text = takehome.recipe_text(session, column)
     takehome.apply_recipe(session, takehome.read_recipe(text))
-    assert session.others[f"{method} 2"].rank == session.others[column].rank
+    assert session.others[METHODS[method].label].rank == session.others[column].rank
 
 
 def test_commands_name_what_was_done(engine, session):

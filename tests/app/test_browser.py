@@ -309,7 +309,7 @@ def test_work_comes_back_after_a_reload_and_after_a_restart_and_can_be_begun_ane
         assert "maths, code, mine; alphas; setting A; 1 further columns; a learned result" in browser.js("$('#welcome').innerText")
         browser.wait("$('#prompt textarea').value === 'A prompt of my own' && $('#mixer [data-cell=\"2/3/1\"]').value === '.3'")
         assert browser.js("$$('#columns label').filter(l => l.querySelector('input').checked).map(l => l.innerText.trim())") == [
-            "base", "mine", "merge", "A", "ties"]  # fmt: skip
+            "base", "mine", "merge", "A", "TIES"]  # fmt: skip
         assert rules(browser, "mine layers 3 k: 0.3") == "maths: 0.8\ncode: 0.8\nmine: 0.8\nmine layers 3 k: 0.3"
         browser.tab("Learn")
         browser.wait("$('#learn-status [data-state=done]') && $$('#learn-status svg').length >= 2")
@@ -327,8 +327,8 @@ def test_work_comes_back_after_a_reload_and_after_a_restart_and_can_be_begun_ane
         browser.wait("$('#side').innerText.includes('kept: A')")
         browser.type("#mixer [data-cell='2/3/1']", "0.3")
         browser.tab("Set")
-        browser.click("#add-method", "ties")
-        browser.wait("$$('#columns label').some(l => l.textContent.includes('ties'))")
+        browser.click("#add-method", "TIES")
+        browser.wait("$$('#columns label').some(l => l.textContent.includes('TIES'))")
         browser.tab("Compare")
         for name in ("maths", "code"):
             browser.click("#columns label", name)
@@ -417,14 +417,14 @@ def test_what_is_refused_has_one_button_that_mends_it(browser, address, tmp_path
 def test_any_method_is_a_column(browser, address):
     browser.open(address)
     browser.tab("Set")
-    browser.click("#add-method", "ties")
-    browser.wait("$$('#take input, #columns label').some(e => (e.value || e.innerText).includes('ties'))")
-    browser.choose("#method", "arrow")
-    browser.click("#add-method", "arrow")
+    browser.click("#add-method", "TIES")
+    browser.wait("$$('#take input, #columns label').some(e => (e.value || e.innerText).includes('TIES'))")
+    browser.choose("#method", "Arrow")
+    browser.click("#add-method", "Arrow")
     browser.tab("Compare")
-    browser.wait("$$('#columns label').some(e => e.innerText.includes('arrow'))")
+    browser.wait("$$('#columns label').some(e => e.innerText.includes('Arrow'))")
     answers = ask(browser)
-    assert list(answers) == ["base", "maths", "code", "merge", "ties", "arrow"] and answers["arrow"] and answers["ties"]
+    assert list(answers) == ["base", "maths", "code", "merge", "TIES", "Arrow"] and answers["Arrow"] and answers["TIES"]
 
 
 def test_a_wrong_rule_or_cell_is_told_and_changes_nothing(browser, address):
@@ -538,7 +538,7 @@ def test_results_are_filtered_read_and_opened_in_compare(browser, address):
     browser.open(address)
     browser.tab("Results")
     everything = browser.wait("$$('#leaderboard tbody tr').length > 5 && $$('#leaderboard tbody tr').length")
-    browser.wait("$$('#browser details.question').length > 5 && $('#browser h3').innerText.startsWith('cat')")
+    browser.wait("$$('#browser details.question').length > 5 && $('#browser h3').innerText.startsWith('CAT')")
     assert browser.js("$('#browser details.question pre').textContent").strip()
     browser.type("#filter input, #filter textarea", "ties")
     browser.wait(f"$$('#leaderboard tbody tr').length < {everything}")

@@ -217,7 +217,7 @@ def test_shipped_skills_are_those_of_the_embedded_preset(section, tmp_path, monk
 
 
 def test_shipped_weights_are_small():
-    assert sum(file.stat().st_size for file in (PROJECT / "lab").rglob("*.safetensors")) <= 40e6
+    assert sum(file.stat().st_size for file in (PROJECT / "lab").rglob("*.safetensors")) <= 52e6
 
 
 COMMITTED = [

@@ -29,7 +29,7 @@ def build(page: Page) -> None:
                 shape = gr.Dropdown(templates, value=template, label="Put to the model as", min_width=200)
                 known = gr.Textbox(gold, label="Right answer, if known", min_width=130, elem_id="gold")
                 task_one = gr.Dropdown(tasks, value=target, label="Examples from", min_width=140, visible=not sentences)
-                sentence = gr.Dropdown(sentences, value=text, label="Examples", min_width=240, visible=bool(sentences), elem_id="sentence")
+                sentence = gr.Dropdown(sentences, value=text if sentences else None, label="Examples", min_width=240, visible=bool(sentences), elem_id="sentence")
             reads = gr.HTML(_reads(context, text, template), apply_default_css=False, elem_id="reads")
         with gr.Row(visible=not sentences) as example_row:
             another = gr.Button("Another example", min_width=110, size="sm", elem_id="another")

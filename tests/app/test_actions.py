@@ -277,7 +277,7 @@ def test_a_comparison_is_saved_listed_and_opened_again(context, session, monkeyp
     assert session.text == text and "merge" in columns
     session.others = {}
     columns, _ = actions.open_run(context, session, section, "ties 0.3", "0")
-    assert columns[-1] == "ties" and session.others["ties"].recipe["parameters"]["density"] == 0.3
+    assert columns[-1] == "TIES" and session.others["TIES"].recipe["parameters"]["density"] == 0.3
     assert len(actions.section_files(context, session, section)) == 6
     other, nobody = context.session(), context.session()
     other.key = new_key()

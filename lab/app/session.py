@@ -183,7 +183,7 @@ class Session:
         if column not in ("merge", *self.slots):
             return {}
         values = self.alphas if column == "merge" else self.slots[column]
-        return {"method": ALPHAS, "inputs": inputs_of(self.adapters), **alphas_record(values, self.grid)}
+        return {"method": ALPHAS, **alphas_record(values, self.grid)}
 
     def parts(self, columns: Sequence[str]) -> list[Part]:
         """All columns in as few batches as can be: every router needs a view of its own."""

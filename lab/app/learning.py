@@ -41,7 +41,7 @@ class Material:
 
 def learnable() -> list[Method]:
     """The methods that learn, those of alphas first; a search asks for examples of the target (target_material)."""
-    order = ("coefficients", "router", "search")
+    order = ("coefficients", "router", "solve", "search")
     return sorted((m for m in METHODS.values() if m.recipe is not None), key=lambda m: order.index(m.kind))
 
 
@@ -80,7 +80,7 @@ def _material(
     rows, held = [], {}
     for label, found in examples.items():
         encoded = encode_examples(engine.tokenizer, found, preset.max_tokens, preset.chat)
-        encoded = [row for row in encoded if row.prompt_length < len(row.ids)]
+        encoded = [replace(row, skill=label) for row in encoded if row.prompt_length < len(row.ids)]
         if len(encoded) < 4:
             raise LabError(
                 f"{label} has {len(encoded)} usable rows; give at least 4 that fit {preset.max_tokens} tokens."

@@ -169,7 +169,8 @@ def _note(method, target: str) -> str:
     told = []
     if method.kind == "router":
         told.append(
-            "A router decides token by token: its result is a column of Compare and can be taken home with the skills, "
+            "A router decides by what it reads (most of them token by token): its result is a column of Compare and can be taken "
+            "home with the skills, "
             "but it is no table of alphas, so it cannot be put into the mixer."
         )
     if method.recipe.data == "target":
@@ -180,6 +181,8 @@ def _note(method, target: str) -> str:
         )
     if method.recipe.data == "prompts":
         told.append("It learns from the rows' prompts only: their answers are taken away.")
+    if method.recipe.learning_rate is None and method.kind != "search":
+        told.append("It learns in closed form: steps, learning rate and rows per step are not used.")
     if method.recipe.learning_rate is not None:
         rate, rows = method.recipe.learning_rate, method.recipe.batch_size
         told.append(f"Its source learns at a rate of {rate:g}, {rows} rows a step.")

@@ -72,9 +72,15 @@ def _front_matter(base: str, is_adapter: bool, recipe: Mapping) -> str:
     lines = [f"base_model: {json.dumps(base)}"] if _is_hub_id(base) else []  # the Hub refuses other names
     lines.append(f"library_name: {'peft' if is_adapter else 'transformers'}")
     lines.append("pipeline_tag: text-generation")
-    tags = [*(["lora"] if is_adapter else []), "merge", *([recipe["method"]] if recipe.get("method") else [])]
+    merged = [] if _trained(recipe) else ["merge", *([recipe["method"]] if recipe.get("method") else [])]
+    tags = [*(["lora"] if is_adapter else []), *merged]
     lines += ["tags:", *(f"- {json.dumps(tag)}" for tag in tags)]
     return "\n".join(["---", *lines, "---"])
+
+
+def _trained(recipe: Mapping) -> bool:
+    """Whether the recipe tells of a skill that was trained, and of no merge."""
+    return bool(recipe.get("learning")) and not recipe.get("method")
 
 
 def _is_hub_id(base: str) -> bool:
@@ -87,6 +93,8 @@ def _what(method, recipe: Mapping, base: str, rank: int | None) -> str:
     on = f" for the base model `{base}`" if base else ""
     whole = f"The base model `{base}` with a merge folded in"
     what = f"An ordinary PEFT LoRA adapter of rank {rank}{on}" if rank else whole
+    if _trained(recipe):
+        return f"{what}, trained on {_and(list(recipe['learning']['data']))}."
     by = f" by [{method.label}]({method.paper})" if method else ""
     return f"{what}: a merge{of}{by}."
 
@@ -104,7 +112,9 @@ def _how(method, recipe: Mapping, folded: bool) -> str:
     for name, value in recipe.get("learning", {}).items():
         if value or value == 0:
             rows.append((name.replace("_", " "), _listed(value) if isinstance(value, Mapping) else _short(value)))
-    if recipe.get("discarded_energy"):
+    if _trained(recipe):
+        pass
+    elif recipe.get("discarded_energy"):
         share = 100 * recipe["discarded_energy"]["total"]
         rows.append(("discarded energy", f"{share:.3g} % of Σ‖ΔW‖², cut by truncation"))
     else:

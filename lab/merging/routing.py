@@ -187,6 +187,11 @@ def load_router(folder: str | Path, stack: Stack) -> Router:
     return router
 
 
+def learned_for(folder: str | Path) -> list[str]:
+    """The names of the skills that a saved router was learned for, in their order. Raises LabError for a damaged one."""
+    return list(_read(Path(folder))[2])
+
+
 def _read(folder: Path) -> tuple[str, dict[str, object], dict[str, str], dict[str, Tensor]]:
     """Method, parameters, digests by skill, tensors."""
     for name in (RECIPE, WEIGHTS):

@@ -31,8 +31,9 @@ from nbformat import NotebookNode
 from lab.errors import LabError
 from lab.experiments.presets import PRESETS
 from lab.files import PROJECT, write_atomic
+from lab.merging.oracles import DRAWS, EQUAL
 from lab.pages import boards as boards_of
-from lab.pages import published
+from lab.pages import formulas, published
 from lab.pages.boards import Board
 from lab.pages.figures import COLOURS, DIVERGING, INK, ROLE_LABELS
 from lab.records.record import REASONS, RunRecord, read_records
@@ -269,13 +270,15 @@ class _Site:
             found.append((_completions_page((own or completions)[0]), "Completions"))
         if self.with_coefficients():
             found.append(("coefficients.html", "Coefficients"))
+        if self.boards:
+            found.append(("formulas.html", "Formulas"))
         return found
 
     def pages(self) -> dict[str, str]:
         """Name -> text of every page made of records; none without records."""
         if not self.boards:
             return {}
-        made = {"leaderboard.html": self._leaderboard(), "paper.html": self._paper()}
+        made = {"leaderboard.html": self._leaderboard(), "paper.html": self._paper(), "formulas.html": self._formulas()}
         made |= {_completions_page(section): self._completions(section) for section in self.with_completions()}
         return made | ({"coefficients.html": self._coefficients()} if self.with_coefficients() else {})
 
@@ -365,6 +368,12 @@ class _Site:
             presets=[p.name for p in presets],
             small_base=PRESETS["small"].base,
         )
+
+    def _formulas(self) -> str:
+        return self._render(
+            "formulas", "Every formula, and who else computes it", "wide", "formulas.html", methods=formulas.compared(),
+            others=formulas.others(), cases=formulas.cases(), bound=formulas.size(EQUAL), draws=DRAWS,
+        )  # fmt: skip
 
     def _completions(self, section: str) -> str:
         own = [board for board in self.boards if board.section == section]

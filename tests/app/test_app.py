@@ -411,7 +411,8 @@ def test_votes_and_ratings(tmp_path):
 
 
 def material(engine) -> Material:
-    rows = [Example(str(i), f"Question: {i}?\nAnswer:", f" {i} and {i}") for i in range(12)]
+    named = [{"skill": name} for name in ("maths", "code")]
+    rows = [Example(str(i), f"Question: {i}?\nAnswer:", f" {i} and {i}", metadata=named[i % 2]) for i in range(12)]
     return Material(
         encode_examples(engine.tokenizer, rows, 64), {"maths": encode_examples(engine.tokenizer, rows[:4], 64)}
     )
@@ -499,11 +500,11 @@ def learned(engine, session, method, parameters, steps=2, rows=None):
 
 def test_routers_answer_beside_the_others_and_can_be_taken_home(engine, session, prompts, tmp_path):
     """Each router decides for its own column only; what is taken home gives the same logits."""
-    for name in ("moe", "lora_flow", "xlora"):  # plain, with a hook, with a cache of its own
+    for name in ("moe", "lora_flow", "xlora", "prompt_router"):  # plain, with a hook, with a cache of its own, per prompt
         found = learned(engine, session, name, {}).result(session.adapters)
         assert session.add(f"learned {name}", found) == f"learned {name}"
     session.add("arrow", session.make("arrow", {"temperature": 0.5}))
-    columns = ["arrow", "base", "learned moe", "learned xlora", "merge", "learned lora_flow"]
+    columns = ["arrow", "base", "learned moe", "learned prompt_router", "learned xlora", "merge", "learned lora_flow"]
     questions = [Question(p) for p in prompts[:2]]
     state = last(compare(engine, session, questions, columns, Decoding(8)))
     answers = {c: [row[i].text for row in state.answers] for i, c in enumerate(columns)}

@@ -18,6 +18,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from lab.errors import LabError
 from lab.experiments.presets import PRESETS
 from lab.files import PROJECT, content_hash
+from lab.merging import METHODS
+from lab.merging.oracles import MATCHES
 from lab.pages import boards, published, site
 from lab.pages.figures import INK
 from lab.records import tables
@@ -256,6 +258,7 @@ PAGES = [
     "coefficients.html",
     "completions-s5_1_math_code.html",
     "completions-s5_4_prompt_formats_1_4.html",
+    "formulas.html",
     "leaderboard.html",
     "paper.html",
 ]
@@ -302,6 +305,18 @@ def test_every_page_is_made_and_every_link_leads_somewhere(pages):
     assert 'href="leaderboard.html"' in page and 'href="completions-s5_1_math_code.html"' in page
     index = (pages / "index.html").read_text()
     assert 'href="coefficients.html#section=s5_1_math_code">Coefficients</a>' in index
+
+
+def test_the_page_of_formulas_shows_every_method_and_finds_all_equal(pages):
+    page = (pages / "formulas.html").read_text()
+    rows = cells(page)
+    for method in METHODS.values():
+        own = [row for row in rows if row[0] == method.label or row[0].startswith(f"{method.label} ")]
+        assert own, method.label
+    verdicts = {row[-1].partition(";")[0].partition(":")[0] for row in rows if row[1] != "no value"}
+    assert verdicts == {"equal", "equal by their definition", "defined otherwise", "equal in distribution"}
+    assert page.count("equal with that step as theirs") == sum(not match.offered for match in MATCHES)
+    assert "<b>" not in page and ">Formulas</a>" in (pages / "index.html").read_text()
 
 
 @pytest.mark.parametrize("name", PAGES)

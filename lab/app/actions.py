@@ -502,7 +502,7 @@ def material(
 
 def has_data(context: Context, session: Session) -> bool:
     """Whether calibration data is known for the skills, and made for this base."""
-    return context.preset.name != "own" and any(a.name in context.showcase.tasks for a in session.adapters)
+    return context.showcase.base == context.engine.source and any(a.name in context.showcase.tasks for a in session.adapters)
 
 
 def describe_rows(files: Sequence[str] | None) -> list[tuple[str, str]]:

@@ -214,12 +214,11 @@ def test_a_base_gets_its_own_preset_or_none_of_the_toys_data(context, session, t
     own = preset_for("/models/mine", dtype="bfloat16", chat=True)
     assert own.dtype == "bfloat16" and own.chat and own.max_tokens > get_preset("embedded").max_tokens
     assert actions.has_data(context, session)
-    context.preset = own
-    assert not actions.has_data(context, session)
     import app
 
     blocks = app.build_app(str(tiny_base), files=context.files, device="cpu")
     assert blocks.context.preset.name == "own" and blocks.context.preset.base == str(tiny_base)
+    assert not actions.has_data(blocks.context, session)
     blocks.context.end()
 
 

@@ -22,6 +22,7 @@ def build(page: Page) -> None:
         text, template, gold = actions.example(context, target, 1)
     sentences = [actions.example(context, target, i)[0] for i in range(len(showcase.examples(target)))] if showcase.examples else []
     with gr.Tab("Compare", id="compare"):
+        example = gr.State([text, gold])  # whose gold stands there, as long as the text does
         kind = gr.Radio(KINDS, value=KINDS[0], show_label=False, container=False, elem_id="kind")
         with gr.Group() as one:
             prompt = gr.Textbox(text, label=showcase.says, lines=1 if sentences else 3, max_lines=12, elem_id="prompt")
@@ -77,7 +78,6 @@ def build(page: Page) -> None:
         with gr.Accordion("Ratings from blind votes", open=False) as ratings_box:
             ratings = gr.HTML("", apply_default_css=False, elem_id="ratings")
 
-    example = gr.State([text, gold])  # whose gold stands there, as long as the text does
     page.form |= {"example": example, "kind": kind, "prompt": prompt, "shape": shape, "gold": known, "task": task, "count": count, "first": first}
     places = [one, many, filed, *([] if sentences else [example_row])]
     kind.change(lambda k: [gr.update(visible=k == name) for name in (*KINDS, KINDS[0])][: len(places)], kind, places, **PRIVATE)

@@ -72,7 +72,7 @@ def build(page: Page, tabs: gr.Tabs) -> None:
 
     @guarded
     def filtered(session, name, part):
-        if not name:  # the records are still being read; what is drawn then is filtered
+        if not name:  # the records are still being read; what is drawn then is filtered next
             return gr.skip()
         return drawn(actions.records_in(context, session, name), part)
 
@@ -101,7 +101,8 @@ def build(page: Page, tabs: gr.Tabs) -> None:
         return opened(session, None, part)
 
     who, first_outputs = page.session, [section, method, seed, leaderboard, browser, remove]
-    gr.on([tab.select, section.input], opened, [who, section, wanted], first_outputs, **PRIVATE)
+    reading = gr.on([tab.select, section.input], opened, [who, section, wanted], first_outputs, **PRIVATE)
+    reading.then(filtered, [who, section, wanted], leaderboard, **PRIVATE)  # by what was typed meanwhile
     wanted.change(filtered, [who, section, wanted], leaderboard, **PRIVATE)
     method.input(picked, [who, section, method, reason, number], [seed, browser], **PRIVATE)
     gr.on(

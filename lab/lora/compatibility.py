@@ -43,8 +43,8 @@ def compatibility_problems(adapters: Sequence[LoraAdapter], base_model: nn.Modul
     if len(bases) > 1:
         stated = ", ".join(f"{name!r} on {base}" for base, name in reversed(bases.items()))
         problems.append(
-            f"The adapters were trained on different bases ({stated}); if these are one model, load them "
-            f"with base=…."
+            f"The adapters were trained on different bases ({stated}); if these are one model, name "
+            f"it as the base of each."
         )
     for module in module_names(adapters):
         shapes = {a.modules[module].shape: a.name for a in reversed(adapters) if module in a.modules}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
+import torch
 
 from lab.app.context import Context
 from lab.app.engine import Engine
@@ -21,15 +22,17 @@ from lab.app.showcase import of_base
 from lab.app.sources import Access, open_adapter, shipped_skills
 from lab.cli.options import Parser, integer
 from lab.errors import LabError
-from lab.experiments.presets import get_preset
+from lab.experiments.presets import get_preset, preset_for
+from lab.export.report import base_config
 from lab.files import PROJECT, in_project
+from lab.lora.peft_io import DTYPES
 
 
 def build_app(
     base: str = "",
     adapters: Sequence[str] = (),
     *,
-    preset: str = "embedded",
+    preset: str = "",
     device: str | None = None,
     results: Path | str = "results",
     files: Path | str = "artifacts/app",
@@ -38,14 +41,17 @@ def build_app(
 ) -> gr.Blocks:
     """The page, ready to be served (lab.app.server.Server), with the base in memory. Raises LabError when base or adapters cannot be read.
 
-    base: "embedded", a folder or a Hub id; default the preset's. adapters: PEFT folders or Hub ids (NAME=FOLDER);
-    default the shipped skills of the base, if it has some. results: folder with the records. files: where votes are kept.
+    base: "embedded", a folder or a Hub id; default the preset's. preset: default the base's own, else what suits the base.
+    adapters: PEFT folders or Hub ids (NAME=FOLDER); default the shipped skills of the base, if it has some. results: folder with
+    the records. files: where votes and visitors' work are kept.
     shared: others than this machine can reach the page; then visitors may only name folders under `roots` and upload.
     """
-    chosen = get_preset(preset)
+    chosen = get_preset(preset or "embedded") if preset or not base else preset_for(base, dtype=_dtype(base, device))
     source = base or chosen.base
     showcase = of_base(source)
-    engine = Engine(source, revision=None if base else chosen.revision, dtype=chosen.dtype, device=device)
+    engine = Engine(source, revision=chosen.revision if source == chosen.base else None, dtype=chosen.dtype, device=device)
+    if chosen.name == "own":
+        chosen = chosen.change(chat=engine.chat)
     found, sources = [], {}
     for adapter in adapters:
         found.append(open_adapter(str(adapter), taken=[a.name for a in found]))
@@ -65,6 +71,14 @@ def build_app(
     return blocks
 
 
+def _dtype(base: str, device: str | None) -> str:
+    """In which a base that no preset is for is held: as it is stored on a GPU; processors are slow in anything but float32."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return "float32"
+    stored = str(base_config(base).dtype).removeprefix("torch.")
+    return stored if stored in DTYPES else "float32"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page until interrupted. 0 when it ended well, 2 with one line on stderr for bad input."""
     parser = Parser(prog="python app.py", description="Load LoRA skills, set or learn their alphas, compare, take the merge home.")
@@ -77,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="PEFT folders or Hub ids; NAME=FOLDER names one (default: the shipped skills)",
     )
     parser.add_argument(
-        "--preset", default="embedded", help="embedded, laptop, small or paper: base, dtype and data (default embedded)"
+        "--preset", default="", help="embedded, laptop, small or paper: base, dtype and data (default: the base's own)"
     )
     parser.add_argument("--port", type=integer, default=7860, help="port to listen on (default 7860)")
     parser.add_argument(

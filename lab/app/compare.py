@@ -3,7 +3,7 @@
 import difflib
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -44,7 +44,8 @@ Judge = Callable[[Sequence[tuple[Question, str]]], Sequence[tuple[Verdict | None
 
 @dataclass
 class Comparison:
-    """answers, verdicts, values: [question][column]. order: of the columns as shown. players: their names in votes."""
+    """answers, verdicts, values: [question][column]. order: of the columns as shown. players: their names in votes. stale: what was
+    asked has been edited since. recipes: of the columns as they were asked. seed: of the decoding."""
 
     columns: tuple[str, ...]
     players: tuple[str, ...]
@@ -57,7 +58,19 @@ class Comparison:
     voted: str | None = None
     note: str = ""
     done: bool = False
+    stale: bool = False
+    recipes: tuple[Mapping[str, object], ...] = ()
+    seed: int = 0
     asked: int = field(default=0)  # questions begun
+
+    @property
+    def ballot(self) -> dict[str, list[int]]:
+        """What a blind vote chooses from: its label -> the columns that gave this answer, in the order shown."""
+        same: dict[str, list[int]] = {}
+        for at, column in enumerate(self.order):
+            same.setdefault(self.answers[0][column].text.strip(), []).append(at)
+        labels = ["Answer " + " = ".join(LETTERS[at] for at in places) for places in same.values()]
+        return {label: [self.order[at] for at in places] for label, places in zip(labels, same.values(), strict=True)}
 
 
 def shapes(showcase: Showcase, tokenizer) -> list[str]:
@@ -131,6 +144,8 @@ def compare(
         [[""] * k for _ in range(n)],
         order,
         blind,
+        recipes=tuple(session.recipe(c) for c in columns),
+        seed=decoding.seed,
     )
     session.run = state
     try:
@@ -204,18 +219,20 @@ def show(state: Comparison, against: str = "") -> str:
     names = {c: (f"Answer {LETTERS[at]}" if hidden else state.columns[c]) for at, c in enumerate(state.order)}
     if hidden:
         against = ""
-    parts = []
+        if state.done:  # the same answer is shown once
+            names = {columns[0]: label for label, columns in state.ballot.items()}
+    parts = [html.dim("These answers are to what stood here before it was edited; ask again.")] if state.stale else []
     if len(state.questions) > 1:
         parts.append(_summary(state, names))
     for i in range(min(state.asked, len(state.questions))):
-        cards = "".join(_card(state, i, c, names[c], against, hidden) for c in state.order)
+        cards = "".join(_card(state, i, c, names[c], against, hidden) for c in names)
         body = f'<div class="answers">{cards}</div>'
         if len(state.questions) == 1:
             parts.append(body)
         else:
             question = state.questions[i]
             gold = f' <span class="dim">gold {escape(question.gold)}</span>' if question.gold else ""
-            marks = "".join(_dot(state.verdicts[i][c], names[c]) for c in state.order)
+            marks = "".join(_dot(state.verdicts[i][c], names[c]) for c in names)
             parts.append(
                 f'<details class="question"><summary><span class="marks">{marks}</span> '
                 f"{escape(_first_line(question.prompt))}</summary>"
@@ -256,7 +273,9 @@ def _card(state: Comparison, i: int, c: int, name: str, against: str, hidden: bo
         text = differences(state.answers[i][state.columns.index(against)].text, answer.text)
     speed = f"{answer.tokens} tokens · {answer.speed:.0f}/s" if answer.tokens else "waiting"
     foot = ""
-    if verdict is not None:
+    if hidden or state.stale:  # a verdict would decide the vote, or speak of another question
+        pass
+    elif verdict is not None:
         mark = _MARKS.get(verdict.reason, "bad")
         shown = f" <code>{escape(value[:300])}</code>" if value else ""
         gold = (

@@ -8,12 +8,9 @@ from lab.errors import LabError
 from lab.merging import Parameter
 
 
-def control(parameter: Parameter, **instead):
-    """A component for one parameter; ranges are checked by the library, whose sentence then tells what is allowed.
-
-    instead: other defaults than the signature's, by name.
-    """
-    default = instead.get(parameter.name, parameter.default)
+def control(parameter: Parameter):
+    """A component for one parameter; ranges are checked by the library, whose sentence then tells what is allowed."""
+    default = parameter.default
     # What only a rendered event reads is shown read-only unless it is told that it can be changed.
     common = {"label": parameter.name.replace("_", " "), "info": parameter.help or None, "min_width": 130, "interactive": True}
     if parameter.choices:

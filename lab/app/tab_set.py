@@ -96,6 +96,12 @@ def build(page: Page) -> None:
             inputs = [page.columns, weights, rank, *made]
             page.on(add.click, added, inputs, page.shared, **MODEL, show_progress="full")
 
+        with gr.Row():
+            several = gr.Dropdown(
+                static, multiselect=True, label="Several at once, each as it is", min_width=260, elem_id="several-methods", max_choices=12
+            )
+            add_all = gr.Button("Add these methods", min_width=120, elem_id="add-methods")
+
         remove = gr.Button("Remove the columns of other methods", min_width=120, size="sm", elem_id="remove-columns")
 
     def drawn(session, *settings):
@@ -108,6 +114,15 @@ def build(page: Page) -> None:
         actions.remove_columns(context, session)
         return page.views(session, [c for c in columns if c in session.columns])
 
+    def added_all(session, columns, methods):
+        found, refused = actions.add_methods(context, session, methods)
+        if found:
+            gr.Info(f"{', '.join(found)}: columns of Compare now.")
+        for told in refused:
+            gr.Warning(told, duration=12)
+        return [*page.views(session, [*columns, *found]), []]
+
+    page.on(add_all.click, added_all, [page.columns, several], [*page.shared, several], **MODEL, show_progress="full")
     page.change(apply.click, actions.set_alphas, [page.text])
     page.on(draw.click, drawn, [page.skill, curve, low, high, seed], page.shared, **IN_LINE)
     page.change(use.click, actions.use_preset, [preset])

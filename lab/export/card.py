@@ -135,8 +135,10 @@ def _coefficients(recipe: Mapping) -> str:
     if len(recipe["skills"]) > SHOWN:
         return f"{len(recipe['skills'])} per module, in [recipe.json](recipe.json)."
     lines = ["| skill | mean | smallest | largest |", "|---|---|---|---|"]
+    lacks = {item["name"]: set(item.get("lacks", ())) for item in recipe.get("inputs", ())}
     for skill, row in zip(recipe["skills"], recipe["coefficients"], strict=True):
-        row = torch.as_tensor(row)
+        absent = lacks.get(skill.partition("[")[0], ())  # one rank of a skill is called "maths[3]"
+        row = torch.as_tensor([value for module, value in zip(recipe["modules"], row, strict=True) if module not in absent])
         lines.append(f"| {_cell(skill)} | {row.mean():.4g} | {row.min():.4g} | {row.max():.4g} |")
     return "\n".join(lines)
 

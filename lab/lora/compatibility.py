@@ -43,8 +43,8 @@ def compatibility_problems(adapters: Sequence[LoraAdapter], base_model: nn.Modul
     if len(bases) > 1:
         stated = ", ".join(f"{name!r} on {base}" for base, name in reversed(bases.items()))
         problems.append(
-            f"The adapters were trained on different bases ({stated}); if these are one model, load them "
-            f"with base=…."
+            f"The adapters were trained on different bases ({stated}); if these are one model, name "
+            f"it as the base of each."
         )
     for module in module_names(adapters):
         shapes = {a.modules[module].shape: a.name for a in reversed(adapters) if module in a.modules}
@@ -88,7 +88,8 @@ def _model_problems(adapter: LoraAdapter, layers: Mapping[str, nn.Module]) -> li
         if shape == factors.shape and _only_read(layers, module) and factors.A.any() and factors.B.any():
             problems.append(
                 f"Adapter {adapter.name!r} changes {module!r}, whose weight a {type(layers[module.rpartition('.')[0]]).__name__} reads "
-                f"without calling the layer, so that beside it the update does nothing (as in PEFT), and folded in it does; train without it."
+                f"without calling the layer, so that beside it the update does nothing (as in PEFT), and folded in it does; "
+                f"train without it."
             )
             continue
         if shape is None:

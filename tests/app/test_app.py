@@ -320,9 +320,9 @@ def test_visitors_of_a_shared_page_read_below_the_roots_only(tmp_path):
 def test_rows_from_files(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n\n{"prompt": "c", "completion": "d"}\n')
-    assert read_pairs(file) == [("a", "b"), ("c", "d")]
+    assert read_pairs(file).pairs == [("a", "b"), ("c", "d")]
     file.write_text('{"x": "a", "y": "b"}\n')
-    assert read_pairs(file) == [("a", "b")]
+    assert read_pairs(file).pairs == [("a", "b")]
     for text, said in {
         '{"prompt": "a", "completion": "b"}\n{"prompt"': "line 2",
         '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}': "row 2",

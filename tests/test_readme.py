@@ -42,7 +42,7 @@ def test_the_notebooks_line_names_what_the_notebook_has():
     (line,) = (line for line in LINES if not line.startswith(".venv/bin/python -m lab "))
     words = shlex.split(line)
     assert words[0].endswith("papermill") and (PROJECT / words[1]).is_file()
-    given = {words[i + 1] for i, word in enumerate(words) if word == "-p"} | {words[i + 1].partition(":")[0] for i, word in enumerate(words) if word == "-y"}
+    given = {words[i + 1].partition(":")[0] for i, word in enumerate(words) if word in ("-p", "-y")}
     assert given and given <= set(papermill.inspect_notebook(str(PROJECT / words[1])))
 
 

@@ -20,21 +20,23 @@ if TYPE_CHECKING:
 def compare(arguments: Sequence[str]) -> int:
     parser = command_parser(
         "compare",
-        "Merge adapters by several methods and ask them, the base and each adapter alone the same rows: one table and one figure per file\n"
-        "of rows, as python -m lab evaluate makes them. Static methods merge as they are (python -m lab merge); learned ones and routers\n"
-        "learn on --learn (python -m lab learn), with the methods' default parameters. The merges are kept in DIR/merges.\n"
+        "Merge adapters by several methods and ask them, the base and each adapter alone the same rows: one table and one figure\n"
+        "per file of rows, as python -m lab evaluate makes them. Static methods merge as they are (python -m lab merge); learned\n"
+        "ones and routers learn on --learn (python -m lab learn), with the methods' default parameters. The merges are kept in DIR/merges.\n"
         "After an interruption the same command continues.",
         f"{ROWS_HELP}\n\n"
         "examples:\n"
-        "  python -m lab compare maths/ code/ --methods cat_static ties cat rank_cat --learn maths.jsonl code.jsonl --data both_test.jsonl "
-        "--out compared/\n"
+        "  python -m lab compare maths/ code/ --methods cat_static ties cat rank_cat --learn maths.jsonl code.jsonl "
+        "--data both_test.jsonl --out compared/\n"
         "  python -m lab compare maths/ code/ --methods svd ties --data maths=maths_test.jsonl code=code_test.jsonl --metric number "
         "--out compared/",
     )
     parser.add_argument("adapters", nargs="*", metavar="ADAPTER", help=ADAPTERS_HELP)
     parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help="methods of: python -m lab methods")
     parser.add_argument("--learn", nargs="+", default=[], metavar="ROWS", help="JSONL files that learned methods learn on")
-    parser.add_argument("--rates", nargs="+", type=positive, default=[], metavar="R", help="learning rates to try (default: each method's own)")
+    parser.add_argument(
+        "--rates", nargs="+", type=positive, default=[], metavar="R", help="learning rates to try (default: each method's own)"
+    )
     parser.add_argument("--steps", type=whole, metavar="N", help="steps of learning (default: each method's own)")
     parser.add_argument("--seed", type=natural, default=0, help="of learning and of what a method draws (default 0)")
     add_asking(parser)

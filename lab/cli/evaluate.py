@@ -22,9 +22,10 @@ so held-out rows of a skill's own training data serve as they are; of a program 
 def evaluate(arguments: Sequence[str]) -> int:
     parser = command_parser(
         "evaluate",
-        "Ask a base model, and adapters, merges and routers on it, rows with answers: a table per file of rows, with 95 % intervals,\n"
-        "n, and paired tests (exact McNemar or by permutation, p adjusted by Holm) against the base; and skill retention: what each merge\n"
-        "keeps of a skill's gain over the base on that skill's own held-out rows, where --data gives them under the skill's name.\n"
+        "Ask a base model, and adapters, merges and routers on it, rows with answers: a table per file of rows, with 95 %\n"
+        "intervals, n, and paired tests (exact McNemar or by permutation, p adjusted by Holm) against the base; and skill\n"
+        "retention: what each merge keeps of a skill's gain over the base on that skill's own held-out rows, where --data gives\n"
+        "them under the skill's name.\n"
         "After an interruption the same command continues.",
         f"{ROWS_HELP}\n\n"
         "written into --out: per file of rows a table (.csv, .md, .tex), a figure (.svg) and every answer (.jsonl); retention.*;\n"
@@ -36,7 +37,9 @@ def evaluate(arguments: Sequence[str]) -> int:
         "  python -m lab evaluate --base model/ --data rows.jsonl --metric judge --judge http://localhost:8000/v1 --judge-model NAME "
         "--out scores/",
     )
-    parser.add_argument("contenders", nargs="*", metavar="ADAPTER", help=f"{ADAPTERS_HELP}; or a router that learn wrote, after its adapters")
+    parser.add_argument(
+        "contenders", nargs="*", metavar="ADAPTER", help=f"{ADAPTERS_HELP}; or a router that learn wrote, beside its adapters"
+    )
     add_asking(parser)
     options = parser.parse(arguments)
     sources = list(map(named, options.contenders))
@@ -49,7 +52,9 @@ def add_asking(parser: Parser) -> None:
     from lab.tasks.metrics import METRICS
 
     parser.add_argument("--base", help="model that they are for: folder, Hub id, embedded (default: what the adapters name)")
-    parser.add_argument("--data", nargs="+", required=True, metavar="[NAME=]ROWS", help="JSONL files (see below), named by the file's name")
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="[NAME=]ROWS", help="JSONL files (see below), named by the file's name"
+    )
     metrics = "; ".join(f"{name}: {metric.summary}" for name, metric in METRICS.items())
     parser.add_argument(
         "--metric", nargs="+", default=[], metavar="[NAME=]METRIC",
@@ -65,7 +70,9 @@ def add_asking(parser: Parser) -> None:
     parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="an answer ends before these, e.g. --stop $'\\n\\n'")
     parser.add_argument("--batch-size", type=whole, default=32, metavar="N", help="rows at once (default 32)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="of the base (default float32)")
-    parser.add_argument("--judge", metavar="URL", help="of the metric judge: an OpenAI-compatible endpoint; without it, a rule counts words")
+    parser.add_argument(
+        "--judge", metavar="URL", help="of the metric judge: an OpenAI-compatible endpoint; without it, a rule counts words"
+    )
     parser.add_argument("--judge-model", default="", metavar="NAME", help="its model; the key is read from SOUP_LAB_JUDGE_KEY")
     parser.add_argument("--json", action="store_true", help="print the tables as JSON, for programs")
 
@@ -147,7 +154,8 @@ def ask(options: argparse.Namespace, sources: Sequence[tuple[str | None, str]], 
 
 def tell(found: dict, options: argparse.Namespace) -> None:
     text = found.pop("text")
-    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else f"{text}\n\nTables, figures and answers are in {options.out}.")
+    told = json.dumps(found, indent=2, ensure_ascii=False)
+    print(told if options.json else f"{text}\n\nTables, figures and answers are in {options.out}.")
 
 
 def _data(options: argparse.Namespace, work: Path) -> list:

@@ -31,7 +31,9 @@ def train(arguments: Sequence[str]) -> int:
     parser.add_argument("--rank", type=whole, default=16, help="of the update (default 16)")
     parser.add_argument("--alpha", type=whole, help="lora_alpha; the update counts alpha / rank times (default twice the rank)")
     parser.add_argument("--dropout", type=share, default=0.0, help="before the update, from 0 to below 1 (default 0)")
-    parser.add_argument("--targets", nargs="+", metavar="NAME", help="modules to change, such as q_proj v_proj (default: all linear layers)")
+    parser.add_argument(
+        "--targets", nargs="+", metavar="NAME", help="modules to change, such as q_proj v_proj (default: all linear layers)"
+    )
     parser.add_argument("--learning-rate", type=positive, default=2e-4, metavar="R", help="the peak, after the warm-up (default 2e-4)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=whole, default=1, help="passes over the rows (default 1)")
@@ -66,7 +68,8 @@ def train(arguments: Sequence[str]) -> int:
         options.batch_size, options.accumulation, options.learning_rate, options.warmup, options.max_tokens, options.precision,
     )  # fmt: skip
     out = Path(options.out)
-    key = content_hash(asdict(training), options.steps, options.seed, options.dtype, base_hash(options.base), [asdict(row) for row in rows])
+    settings = [options.steps, options.seed, options.dtype]
+    key = content_hash(asdict(training), settings, base_hash(options.base), [asdict(row) for row in rows])
     begun = out.parent / f".{out.name}.{key[:12]}.training"
     adapter = train_lora(
         model, tokenizer, rows, training, name=out.name, base=options.base, seed=options.seed, folder=begun / "adapter",
@@ -79,17 +82,19 @@ def train(arguments: Sequence[str]) -> int:
         "loss of the last steps": _mean(facts["loss"][-10:]), "seconds": facts["seconds"],
         "data": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
     }  # fmt: skip
-    settings = asdict(training) | {"targets": " ".join(training.targets), "seed": options.seed, "chat": options.chat or None}
-    recipe = {"parameters": settings, "learning": told}
+    chosen = asdict(training) | {"targets": " ".join(training.targets), "seed": options.seed, "chat": options.chat or None}
+    recipe = {"parameters": chosen, "learning": told}
     export(out, replace(load(begun / "adapter", name=out.name), recipe=recipe), overwrite=options.overwrite)
     write_atomic(out / "training.json", json.dumps(facts) + "\n")
     _tidy(out)
     if options.json:
-        print(json.dumps({"folder": str(out), "rank": adapter.rank, "modules": len(adapter.modules), **told}, indent=2, ensure_ascii=False))
+        written = {"folder": str(out), "rank": adapter.rank, "modules": len(adapter.modules)}
+        print(json.dumps({**written, **told}, indent=2, ensure_ascii=False))
     else:
         lost = f"; {cut} of them were cut at {options.max_tokens} tokens" if cut else ""
-        print(f"{out.name} is in {out}: rank {adapter.rank}, {len(adapter.modules)} modules, {facts['steps']} steps on {len(rows)} rows{lost}.")
-        print(f"Loss {told['loss of the first steps']:.3f} at first, {told['loss of the last steps']:.3f} at last; {facts['seconds']:.0f} s.")
+        what = f"rank {adapter.rank}, {len(adapter.modules)} modules, {facts['steps']} steps on {len(rows)} rows{lost}"
+        first, last = told["loss of the first steps"], told["loss of the last steps"]
+        print(f"{out.name} is in {out}: {what}.\nLoss {first:.3f} at first, {last:.3f} at last; {facts['seconds']:.0f} s.")
     return 0
 
 

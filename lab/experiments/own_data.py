@@ -83,7 +83,8 @@ def ask_all(
     left = len(contenders) * sum(map(len, examples.values()))
     for one in data:
         own = examples[one.name]
-        facts = {"metric": one.task.name, "max_new_tokens": one.task.max_new_tokens, "stop": one.task.stop, "chat": chat, "judge": one.judge}
+        task = one.task
+        facts = {"metric": task.name, "max_new_tokens": task.max_new_tokens, "stop": task.stop, "chat": chat, "judge": one.judge}
         for found in contenders:
             digest = found.what.digest() if found.what else ""
             key = content_hash(found.name, on_base, digest, one.task.version, facts, decoding, asked_digest(own))
@@ -98,7 +99,8 @@ def ask_all(
                 made = make_record(
                     rows, section=one.name, preset="own", method=found.name, seed=0, task=one.task.name, task_version=one.task.version,
                     parameters={"role": found.role, "base": base, **facts, **({"rank": found.what.rank} if found.what else {})},
-                    hashes={"base": on_base["base"], "adapter": digest, "data": asked_digest(own)}, coefficients=_coefficients(found.recipe),
+                    hashes={"base": on_base["base"], "adapter": digest, "data": asked_digest(own)},
+                    coefficients=_coefficients(found.recipe),
                     seconds=answered.seconds, sandbox=isolation_level().name if one.task.name == "program" else "", key=key,
                 )  # fmt: skip
                 record = save_record(made, rows, folder)

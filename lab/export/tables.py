@@ -25,7 +25,8 @@ def latex(shown: pd.DataFrame) -> str:
     heads, rows = _cells(shown)
     lines = [" & ".join(map(_escaped, line)) + r" \\" for line in (heads, *rows)]
     columns = "l" + "r" * (len(heads) - 1)
-    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", ""])
+    first, last = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+    return "\n".join([first, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", last, ""])
 
 
 def _cells(shown: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

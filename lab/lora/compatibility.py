@@ -88,7 +88,8 @@ def _model_problems(adapter: LoraAdapter, layers: Mapping[str, nn.Module]) -> li
         if shape == factors.shape and _only_read(layers, module) and factors.A.any() and factors.B.any():
             problems.append(
                 f"Adapter {adapter.name!r} changes {module!r}, whose weight a {type(layers[module.rpartition('.')[0]]).__name__} reads "
-                f"without calling the layer, so that beside it the update does nothing (as in PEFT), and folded in it does; train without it."
+                f"without calling the layer, so that beside it the update does nothing (as in PEFT), and folded in it does; "
+                f"train without it."
             )
             continue
         if shape is None:

@@ -183,9 +183,9 @@ class Drawn:
 # Sizes that depend on the case
 
 
-def one_more(size: Callable[[Case], int], share: float = 0.2) -> Callable[[Case], dict]:
+def one_more(size: Callable[[Case], int], share: float = 0.2, name: str = "density") -> Callable[[Case], dict]:
     """The density at which int(share·n) + 1 of n entries are kept."""
-    return lambda case: {"density": (int(share * size(case)) + 1.5) / size(case)}
+    return lambda case: {name: (int(share * size(case)) + 1.5) / size(case)}
 
 
 def entries(case: Case) -> int:
@@ -501,7 +501,7 @@ MATCHES = (
     ),
     Match(
         "compress_then_merge", "ctm.low_rank_core.ties[rank=r,beta=0.25,topK=25]", f"{CS}, get_low_rank_components_in_core_space",
-        lambda case: {"norms": 0.25, "size": compressed(case), "trim": (int(compressed(case) ** 2 / 4) + 1.5) / compressed(case) ** 2},
+        lambda case: {"norms": 0.25, "size": compressed(case), **one_more(lambda c: compressed(c) ** 2, 0.25, "trim")(case)},
         setting="size r, norms 0.25, trim (int(r²/4) + 1)/r²", difference=MORE,
         ours=lambda case: {"norms": 0.25, "size": compressed(case), "trim": 0.25},
     ),

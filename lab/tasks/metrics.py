@@ -110,8 +110,9 @@ METRICS = {
 
 
 def task_of(
-    name: str, metric: str, *, max_new_tokens: int | None = None, stop: Sequence[str] = (), judge: Judge | None = None, log: Path | None = None
-) -> Task:
+    name: str, metric: str, *, max_new_tokens: int | None = None, stop: Sequence[str] = (), judge: Judge | None = None,
+    log: Path | None = None,
+) -> Task:  # fmt: skip
     """A task of a user's own rows. judge, log: of the metric "judge" (lab.evaluation.judge)."""
     found = METRICS[metric]
     score = functools.partial(found.score, judge=judge, log=log) if metric == "judge" else found.score
@@ -138,8 +139,8 @@ class Asked:
 def read_asked(path: Path, metric: str | None) -> tuple[str, list[Asked]]:
     """(metric, the rows of a file with their right answers). metric None: choice where the first row has choices, else exact.
 
-    The right answers are the field "answer" (text or number; of a choice also its place, from 0) or "answers" (a list, each of which counts),
-    else the completion, or the assistant's last turn. Raises LabError naming file, line and field.
+    The right answers are the field "answer" (text or number; of a choice also its place, from 0) or "answers" (a list, each of
+    which counts), else the completion, or the assistant's last turn. Raises LabError naming file, line and field.
     """
     rows = own.rows_to_ask(path)
     metric = metric or ("choice" if "choices" in rows[0].fields else "exact")

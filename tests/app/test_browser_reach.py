@@ -163,7 +163,7 @@ CONTRAST = """(() => {
   for (const e of document.querySelectorAll('.gradio-container *')) {
     const field = e.matches('input:not([type=range], [type=radio], [type=checkbox], [type=file]), textarea');
     const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
-    if (!own && !field || e.closest('svg, [disabled], .cm-editor') || !e.getClientRects().length) continue;
+    if (!own && !field || e.closest('svg, [disabled]') || !e.getClientRects().length) continue;
     const style = getComputedStyle(e); if (style.visibility === 'hidden' || style.opacity === '0') continue;
     const ground = behind(e); if (!ground) continue;
     const colours = [style.color]; if (field && e.placeholder) colours.push(getComputedStyle(e, '::placeholder').color);

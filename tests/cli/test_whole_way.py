@@ -66,7 +66,8 @@ def test_training_gives_an_adapter_with_its_losses_and_card_and_leaves_nothing_e
     assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}  # all linear layers but the head
     learning = trained.recipe["learning"]
     assert learning["rows"] == 10 and learning["steps"] == 3 and list(learning["data"]) == ["maths.jsonl"]
-    assert learning["loss of the last steps"] == pytest.approx(sum(json.loads((here / "skills/maths/training.json").read_text())["loss"]) / 3, abs=1e-4)
+    losses = json.loads((here / "skills/maths/training.json").read_text())["loss"]
+    assert learning["loss of the last steps"] == pytest.approx(sum(losses) / 3, abs=1e-4)
     card = (here / "skills/maths/README.md").read_text()
     assert "trained on maths.jsonl" in card and "a merge" not in card and "truncated" not in card
     assert os.listdir(here / "skills") == ["maths"] and set(os.listdir(here)) == before | {"skills"}

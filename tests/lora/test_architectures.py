@@ -2,6 +2,8 @@
 
 import copy
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from lab.app.streaming import Decoding, stream
 from lab.errors import LabError
 from lab.evaluation.generate import generate, room
 from lab.lora.base import load_base
@@ -133,14 +136,23 @@ def test_folding_a_base_that_reads_pictures_keeps_its_processor(tmp_path, tokeni
         assert relative_error(logits(folded), logits(model)) < 1e-4
 
 
-def test_a_model_with_its_own_state_is_generated_from_but_not_streamed(tokenizer):
-    from types import SimpleNamespace
+def asked_by_the_app(base, tokenizer, prompts):
+    """The stream's last texts, without an adapter."""
+    engine = SimpleNamespace(tokenizer=tokenizer, turns=nullcontext())
+    lane = SimpleNamespace(model=base, use=lambda coefficients: None, router=None)
+    *_, last = stream(engine, lane, prompts, torch.ones(len(prompts), 1, 1), Decoding(max_new_tokens=8, stop=()))
+    return [answer.text for answer in last]
 
-    from lab.app.streaming import stream
 
+@pytest.mark.parametrize("name", ["mamba", "jamba", "gemma3"])
+def test_the_apps_stream_is_generate_or_says_that_it_is_not(name, tokenizer, monkeypatch):
     torch.manual_seed(0)
-    base = MambaForCausalLM(MambaConfig(**{**SHAPE, "vocab_size": len(tokenizer)}, **MAMBA)).eval()
-    assert len(generate(base, tokenizer, ["One", "Two and three"], max_new_tokens=3)) == 2
-    engine, lane = SimpleNamespace(tokenizer=tokenizer), SimpleNamespace(model=base)
-    with pytest.raises(LabError, match="MambaForCausalLM keeps what it has read in its own way"):
-        next(stream(engine, lane, ["One"], torch.ones(1, 1, 1)))
+    monkeypatch.setitem(SHAPE, "vocab_size", len(tokenizer))
+    base = gemma3(len(tokenizer)).eval() if name == "gemma3" else MODELS[name][0]().eval()
+    prompts = ["One", "Two and three are five. Four and"]
+    answers = generate(base, tokenizer, prompts, max_new_tokens=8)
+    if name == "mamba":
+        with pytest.raises(LabError, match="MambaForCausalLM keeps what it has read in its own way"):
+            asked_by_the_app(base, tokenizer, prompts)
+    else:
+        assert asked_by_the_app(base, tokenizer, prompts) == answers

@@ -1,103 +1,17 @@
-"""The data-free methods of the field against other people's code, and what each does at the edges.
-
-oracles_of_new_methods.safetensors holds updates that the named functions gave on the inputs beside them (float64 where the
-code allows it): mergekit, FusionBench, merge-and-rebase (mr), Core Space (cs), compress-then-merge (ctm).
-"""
-
-from pathlib import Path
+"""The data-free methods of the field at the edges, and beyond the values of other people's code (test_oracles.py)."""
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors
 from lab.merging import METHODS, merge, merge_full_rank
-from lab.merging.methods.regmean import least_squares, shrink
 from tests.merging.test_merging_static import one_module
 from tests.merging.test_merging_subspace import close, polar, random_factors, svd, updates
 
-ORACLES = load_file(Path(__file__).with_name("oracles_of_new_methods.safetensors"))
-CASES = ("small", "three", "unequal", "correlated")
 NEW = (
     "wudi", "sce", "iso_cts", "svc", "cart", "model_stock", "karcher", "multislerp", "nuslerp", "compress_then_merge",
 )  # fmt: skip
-WEIGHTED = {2: [0.7, 0.3], 3: [0.5, 0.3, 0.2]}
-
-
-def entries(share, n):
-    """The density at which int(density·n) is what the reference keeps, int(share·n) + 1."""
-    return (int(share * n) + 1.5) / n
-
-
-# (oracle, cases, method, weights (W: 0.7, 0.3 or 0.5, 0.3, 0.2; a number: the same for all; None: the default), parameters)
-EQUAL = [
-    ("mr.wudi[closed,ridge=1e-8,float64]", CASES, "wudi", None, {}),
-    ("mr.actmerge[ridge=0]", CASES, "wudi", None, {"balance": False}),
-    ("mergekit.model_stock[filter_wise=0]", CASES, "model_stock", None, {}),
-    ("mergekit.model_stock[filter_wise=1]", ["unequal"], "model_stock", None, {"per_row": True}),
-    ("mergekit.karcher[max_iter=100,tol=1e-9]", CASES, "karcher", None, {}),
-    ("mergekit.multislerp[weight=1,eps=1e-8]", CASES, "multislerp", None, {}),
-    ("mergekit.multislerp[weight=W,eps=1e-8]", ["three", "unequal"], "multislerp", "W", {}),
-    ("mergekit.nuslerp[weight=W,flatten=0,row_wise=0]", ["unequal"], "nuslerp", "W", {}),
-    ("mergekit.nuslerp[weight=W,flatten=1]", ["small", "unequal", "correlated"], "nuslerp", "W", {"per": "module"}),
-    ("mr.cart_merge[rank=0.5,scale=0.5]", CASES, "cart", None, {"share": 0.5, "of": "sides"}),
-    ("mr.cart_merge[rank=0.1,scale=1]", ["unequal"], "cart", None, {"share": 0.1, "of": "sides", "scale": 1.0}),
-    ("cs.full.cart[rank=0.25,scale=0.5]", ["unequal"], "cart", None, {"of": "sides"}),
-    ("cs.core.cart[rank=0.25,scale=0.5]", ["small"], "cart", None, {}),
-    # One direction per skill of as many as the sum has: 2 of 8, 3 of 9, 2 of 6.
-    ("ctm.full.iso-cts[lora_rank=2r]", ["small"], "iso_cts", None, {"common": 6 / 8}),
-    ("ctm.full.iso-cts[lora_rank=2r]", ["three"], "iso_cts", None, {"common": 6 / 9}),
-    ("ctm.full.iso-cts[lora_rank=2r]", ["unequal", "correlated"], "iso_cts", None, {"common": 4 / 6, "directions": 6}),
-    ("fb.svc[base=sum,alpha=1]", CASES, "svc", None, {}),
-    ("fb.svc[base=0.3*sum,alpha=0.5]", ["small"], "svc", 0.3, {"alpha": 0.5}),
-    ("mergekit.sce[select_topk=0.5]", CASES, "sce", None, {"density": 0.5}),
-    ("mergekit.sce[select_topk=1]", ["unequal"], "sce", None, {"density": 1.0}),
-    ("ctm.low_rank_core.sum[rank=r,beta=0]", ["small", "three", "correlated"], "compress_then_merge", 1, {}),
-    ("ctm.low_rank_core.sum[rank=r,beta=0]", ["unequal"], "compress_then_merge", 1, {"size": 3}),
-    ("ctm.low_rank_core.sum[rank=r,beta=1]", ["unequal"], "compress_then_merge", 1, {"size": 3, "norms": 1.0}),
-    ("ctm.low_rank_core.ties[rank=r,beta=0.25,topK=25]", ["small", "correlated"], "compress_then_merge", None, {"norms": 0.25, "trim": entries(0.25, 16)}),
-    ("ctm.low_rank_core.ties[rank=r,beta=0.25,topK=25]", ["three"], "compress_then_merge", None, {"norms": 0.25, "trim": entries(0.25, 9)}),
-    ("ctm.low_rank_core.ties[rank=r,beta=0.25,topK=25]", ["unequal"], "compress_then_merge", None, {"norms": 0.25, "size": 3, "trim": entries(0.25, 9)}),
-]  # fmt: skip
-
-
-def inputs(case):
-    k = sum(key.startswith(f"{case}/input/A") for key in ORACLES)
-    return [
-        LoraAdapter(f"s{i}", "", {"m": LoraFactors(ORACLES[f"{case}/input/A{i}"], ORACLES[f"{case}/input/B{i}"])}) for i in range(k)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("key", "case", "name", "weights", "parameters"), [(o, case, *rest) for o, cases, *rest in EQUAL for case in cases]
-)
-def test_equal_to_other_peoples_code(key, case, name, weights, parameters):
-    adapters = inputs(case)
-    given = WEIGHTED[len(adapters)] if weights == "W" else None if weights is None else [weights] * len(adapters)
-    ours = merge_full_rank(name, adapters, given, **parameters).modules["m"].delta_weight()
-    reference = ORACLES[f"{case}/{key}"]
-    assert (ours - reference).abs().max() <= 2e-6 * reference.abs().max()
-
-
-def test_every_stored_value_is_compared():
-    compared = {f"{case}/{key}" for key, cases, *_ in EQUAL for case in cases}
-    assert {key for key in ORACLES if "/input/" not in key and "regmean" not in key} == compared
-    assert {name for _, _, name, *_ in EQUAL} == set(NEW)
-
-
-@pytest.mark.parametrize("ratio", [0.6, 1])
-@pytest.mark.parametrize("case", ["small", "unequal"])
-def test_regmeans_solution_is_fusion_benchs(case, ratio):
-    G = [shrink(ORACLES[f"{case}/input/G{i}"].double(), ratio) for i in range(2)]
-    solved = least_squares([a.modules["m"] for a in inputs(case)], G, sum(G))
-    reference = ORACLES[f"{case}/fb.regmean[reduce_non_diagonal_ratio={ratio}]"]
-    # G is stored in single precision; as it stands (ratio 1) it is solved less exactly than it was.
-    assert (solved.delta_weight() - reference).abs().max() <= (2e-6 if ratio < 1 else 2e-5) * reference.abs().max()
-    assert solved.rank == sum(a.rank for a in inputs(case))
-
-
-# Ranks and edges
 
 
 def skills(ranks=(3, 2, 4), **settings):

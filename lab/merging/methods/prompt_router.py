@@ -51,7 +51,7 @@ class prompt_router(Router):
         layer: Annotated[
             int | None, Range(0), "whose hidden states are read (0: the embeddings); empty: the middle one"
         ] = None,
-        margin: Annotated[float, Range(0, 1000), "how much farther than a skill's own held-out prompts a prompt may lie"] = 1.5,
+        margin: Annotated[float, Range(0, 1000), "how much farther than a skill's own held-out prompts a prompt may lie"] = 1.25,
         temperature: Annotated[float, Range(1e-6), "of the softmax over distances, when top_k is more than 1"] = 0.1,
     ):
         super().__init__(stack, top_k=top_k, layer=layer, margin=margin, temperature=temperature)

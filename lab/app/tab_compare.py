@@ -6,7 +6,7 @@ import gradio as gr
 
 from lab.app import actions, charts, html
 from lab.app.compare import AS_TYPED, shapes, show
-from lab.app.frame import IN_LINE, MODEL, PRIVATE, Page, guarded
+from lab.app.frame import MODEL, PRIVATE, Page, guarded
 from lab.app.votes import elo
 from lab.errors import LabError
 
@@ -106,7 +106,7 @@ def build(page: Page) -> None:
         left, news = actions.edited(context, session, prompt, shape, gold, example)
         return left if left != gold else gr.skip(), show(session.run, against) if news else gr.skip()
 
-    shown = page.on(another.click, exemplified, [task_one], [prompt, shape, known, example])
+    page.on(another.click, exemplified, [task_one], [prompt, shape, known, example])
 
     def counted(session, file):
         return html.dim(actions.file_length(session, file)) if file else ""
@@ -167,8 +167,7 @@ def build(page: Page) -> None:
 
     page.on(page.against.input, marked, [page.against], answers)
     editing = ([kind, prompt, shape, known, example, page.against], [known, answers])
-    page.on([prompt.input, shape.input, known.input], edited, *editing, trigger_mode="always_last", **IN_LINE)
-    page.on(shown.then, edited, *editing, **IN_LINE)
+    page.on([prompt.change, shape.change, known.change], edited, *editing, trigger_mode="always_last", queue=False)
 
     def rated() -> str:
         votes, damaged = context.ballot.votes()

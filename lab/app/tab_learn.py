@@ -206,7 +206,7 @@ def _bar(job: Job, place: int) -> str:
     words = f"waiting: place {place} in the line" if job.state == "waiting" else job.state
     if job.state == "running" and "phase" in job.view:
         words = f"running: {job.view['phase']}"
-    left = job.seconds_left
+    left = job.seconds_left if "phase" not in job.view else None  # its progress is that of the learning
     more = f" · about {left:.0f} s left" if left is not None else ""
     mark = "bad" if job.state == "failed" else ""
     told = f' <span class="{mark}">{escape(job.message)}</span>' if job.message else ""

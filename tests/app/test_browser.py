@@ -336,8 +336,9 @@ def test_work_comes_back_after_a_reload_and_after_a_restart_and_can_be_begun_ane
         browser.type("#prompt textarea", "A prompt of my own")
         browser.tab("Learn")
         browser.type("#steps input", "3")
+        browser.type("#checked input", "2")
         browser.click("#start-learning")
-        browser.wait("$('#verdict') && $('#verdict').innerText.includes('right of 20 problems')")
+        browser.wait("$('#verdict') && $('#verdict').innerText.includes('right of 2 problems')")
         browser.open(server.url, fresh=False)
         there()
     with Server(app.build_app(files=tmp_path / "app"), port=port) as server:

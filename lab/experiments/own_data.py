@@ -127,6 +127,7 @@ def own_table(records: Sequence[RunRecord], reference: str) -> pd.DataFrame:
     """tables.result_table of one data's records, in their order, under the contenders' own names."""
     names = [record.method for record in records]
     table = tables.result_table(records, reference).loc[names]
+    table = table.drop(columns=[name for name in table if name.startswith("own ")])  # of a recipe's skills: nothing was asked of these
     table["label"], table["role"] = names, [record.parameters["role"] for record in records]
     table.attrs["reference"] = reference
     return table

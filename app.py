@@ -12,24 +12,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
+import torch
 
 from lab.app import scratch
 from lab.app.context import Context
 from lab.app.engine import Engine
 from lab.app.page import build_page
 from lab.app.server import Server, check_port, is_loopback
-from lab.app.sources import Access, open_adapter, shipped_folders, shipped_skills
+from lab.app.showcase import of_base
+from lab.app.sources import Access, open_adapter, shipped_skills
 from lab.cli.options import Parser, integer
 from lab.errors import LabError
-from lab.experiments.presets import get_preset
+from lab.experiments.presets import get_preset, preset_for
+from lab.export.report import base_config
 from lab.files import PROJECT, in_project
+from lab.lora.peft_io import DTYPES
 
 
 def build_app(
     base: str = "",
     adapters: Sequence[str] = (),
     *,
-    preset: str = "embedded",
+    preset: str = "",
     device: str | None = None,
     results: Path | str = "results",
     files: Path | str = "artifacts/app",
@@ -38,30 +42,43 @@ def build_app(
 ) -> gr.Blocks:
     """The page, ready to be served (lab.app.server.Server), with the base in memory. Raises LabError when base or adapters cannot be read.
 
-    base: "embedded", a folder or a Hub id; default the preset's. adapters: PEFT folders or Hub ids (NAME=FOLDER);
-    default, on the embedded base, the shipped skills. results: folder with the records. files: where votes are kept.
+    base: "embedded", a folder or a Hub id; default the preset's. preset: default the base's own, else what suits the base.
+    adapters: PEFT folders or Hub ids (NAME=FOLDER); default the shipped skills of the base, if it has some. results: folder with
+    the records. files: where votes and visitors' work are kept.
     shared: others than this machine can reach the page; then visitors may only name folders under `roots` and upload.
     """
     os.environ.setdefault("GRADIO_TEMP_DIR", str(scratch.root() / "gradio"))  # uploads of a killed app are not left for ever
-    chosen = get_preset(preset)
+    chosen = get_preset(preset or "embedded") if preset or not base else preset_for(base, dtype=_dtype(base, device))
     source = base or chosen.base
-    engine = Engine(source, revision=None if base else chosen.revision, dtype=chosen.dtype, device=device)
+    showcase = of_base(source)
+    engine = Engine(source, revision=chosen.revision if source == chosen.base else None, dtype=chosen.dtype, device=device)
+    if chosen.name == "own":
+        chosen = chosen.change(chat=engine.chat)
     found, sources = [], {}
     for adapter in adapters:
         found.append(open_adapter(str(adapter), taken=[a.name for a in found]))
         sources[found[-1].name] = str(adapter).rpartition("=")[2]
-    if not found and source == "embedded":
-        found = shipped_skills()
-        sources = {name: str(folder.relative_to(PROJECT)) for name, folder in shipped_folders().items()}
+    start = None
+    if not found and source == showcase.base:
+        found, start = shipped_skills(showcase), showcase.recipe()
+        sources = {name: str(folder.relative_to(PROJECT)) for name, folder in showcase.folders().items()}
     records = in_project(results) / "records"
     access = Access(tuple(map(Path, roots)) if shared else None)
     folder = records if records.is_dir() else in_project(results)
-    context = Context(engine, chosen, tuple(found), folder, in_project(files), access, sources)
+    context = Context(engine, chosen, tuple(found), folder, in_project(files), access, sources, start, showcase=showcase)
     if found:  # refuse at once what no visitor could use
         context.session().take(found, engine.model, source)
     blocks = build_page(context)
     blocks.context = context
     return blocks
+
+
+def _dtype(base: str, device: str | None) -> str:
+    """In which a base that no preset is for is held: as it is stored on a GPU; processors are slow in anything but float32."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return "float32"
+    stored = str(base_config(base).dtype).removeprefix("torch.")
+    return stored if stored in DTYPES else "float32"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="PEFT folders or Hub ids; NAME=FOLDER names one (default: the shipped skills)",
     )
     parser.add_argument(
-        "--preset", default="embedded", help="embedded, small or paper: base, dtype and data (default embedded)"
+        "--preset", default="", help="embedded, laptop, small or paper: base, dtype and data (default: the base's own)"
     )
     parser.add_argument("--port", type=integer, default=7860, help="port to listen on (default 7860)")
     parser.add_argument(

@@ -8,6 +8,7 @@ next forward pass uses it (checked), and no factor has moved or changed (checked
 
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import common  # before lab: it makes the package importable
 import torch
@@ -40,7 +41,7 @@ def changing(stack: Stack, number_of_modules: int) -> Callable[[], Tensor]:
     return change
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> Path:
     parser = common.arguments(__doc__.partition("\n")[0])
     parser.add_argument("--skills", type=int, default=2)
     parser.add_argument("--layers", type=int, default=32)
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise LabError("Changing a coefficient moved or changed a factor.")
 
     rows = [{"change": name, "median ms": 1e3 * t["median s"], "min ms": 1e3 * t["min s"]} for name, t in times.items()]
-    common.report(
+    return common.report(
         "change", device, options, rows, checks,
         [
             f"{options.skills} skills, hidden {options.hidden}, rank {options.rank}; "

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import gc
 import itertools
 import json
 import multiprocessing
@@ -74,6 +75,11 @@ def device_name(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
+def slug(device: torch.device) -> str:
+    """The device in the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", device_name(device).lower())).strip("-")
+
+
 # Time
 
 
@@ -89,14 +95,36 @@ def interleave(variants: Mapping[str, Variant], rounds: int, device: torch.devic
 
 
 def seconds_of(run: Variant, device: torch.device) -> float:
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     run()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
+def recorded(run: Variant, device: torch.device) -> Variant:
+    """The same work, recorded once as a CUDA graph and replayed: without what Python and the launches of kernels take.
+
+    Shapes and addresses stay those of the recording. Raises LabError on a CPU, and where something in it cannot be recorded.
+    """
+    if device.type != "cuda":
+        raise LabError("CUDA graphs need a GPU.")
+    try:
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(3):  # what is set up at first use must not be recorded
+                run()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError as error:
+        raise LabError(f"This cannot be recorded as a CUDA graph: {str(error).splitlines()[0]}") from error
+    return graph.replay
+
+
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -125,6 +153,7 @@ def measure_alone(build: Callable[[], Variant], device: torch.device) -> Usage:
     any operation on several threads, which a forked process could not run any more.
     """
     if device.type == "cuda":
+        gc.collect()  # models and their hooks hold each other
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         run = build()
@@ -216,8 +245,7 @@ def report(
         "checks": list(checks),
         "notes": list(notes),
     }
-    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", device_name(device).lower())).strip("-")
-    path = arguments.out / f"{name}-{slug}.json"
+    path = arguments.out / f"{name}-{slug(device)}.json"
     write_atomic(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"Written to {path}.")
     return path
@@ -260,10 +288,10 @@ def fill(module: nn.Module) -> None:
         if parameter.ndim == 1:  # norms
             parameter.fill_(1.0)
             continue
-        flat = parameter.view(-1)
+        flat, here = parameter.view(-1), stream.to(parameter)
         for start in range(0, flat.numel(), len(stream)):
             part = flat[start : start + len(stream)]
-            part.copy_(stream[: len(part)])
+            part.copy_(here[: len(part)])
         flat.mul_(parameter.shape[1] ** -0.5)
 
 

@@ -3,18 +3,21 @@
     python benchmarks/generate.py
 
 A Llama of real layer shapes with random weights, one prompt, key-value cache, every skill at weight 1/k. On a CPU this
-is bound by reading the weights; on a GPU, with one prompt, by the number of kernels.
+is bound by reading the weights; on a GPU, with one prompt, by the number of kernels. With --graphs base, folded and stacked are also
+measured with the step of one token recorded as a CUDA graph over a static cache ("stacked, graph").
 """
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import common  # before lab: it makes the package importable
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 from transformers.initialization import no_init_weights
 
+from lab.errors import LabError
 from lab.lora.stacked import attach, fold
 from lab.merging import merge
 
@@ -38,13 +41,45 @@ def generation(model: nn.Module, prompt: Tensor, new_tokens: int) -> Callable[[]
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def recorded_generation(
+    model: nn.Module, prompt: Tensor, new_tokens: int, record: Callable[[Callable[[], None]], Callable[[], object]]
+) -> tuple[Callable[[], Tensor], Tensor]:
+    """As `generation`, with a static cache, every token after the first by what `record` makes of the step of one token.
+
+    Also gives the tensor that holds the predictions of the last token after each call, (1, 1, vocabulary).
+    """
+    cache = StaticCache(config=model.config, max_cache_len=prompt.shape[1] + new_tokens + 4)  # recording takes a few steps
+    token = torch.zeros_like(prompt[:, :1])
+    logits = torch.zeros(1, 1, model.config.vocab_size, dtype=model.dtype, device=prompt.device)
+
+    @torch.no_grad()
+    def read(ids: Tensor) -> None:
+        logits.copy_(model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1:])
+        token.copy_(logits.argmax(-1))
+
+    read(prompt)  # the cache takes its memory
+    step = record(lambda: read(token))
+
+    def run() -> Tensor:
+        cache.reset()
+        read(prompt)
+        tokens = [token.clone()]
+        for _ in range(new_tokens - 1):
+            step()
+            tokens.append(token.clone())
+        return torch.cat([prompt, *tokens], dim=1)
+
+    return run, logits
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
     parser = common.arguments(__doc__.partition("\n")[0])
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--skills", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--tokens", type=int, default=32, help="new tokens of one generation")
+    parser.add_argument("--graphs", action="store_true", help="the step of one token as a CUDA graph too")
     options = parser.parse_args(argv)
     device = common.find_device(options.device)
     if options.quick:
@@ -75,6 +110,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             checks.append(common.check(what, logits[variant, k], logits["folded", k], tolerance))
 
     runs = {cell: generation(model, prompt, options.tokens) for cell, model in models.items()}
+    unrecorded = []
+    for (variant, k), model in models.items() if options.graphs else ():
+        if variant == "peft":
+            continue
+        try:
+            run, predicted = recorded_generation(model, prompt, options.tokens, lambda step: common.recorded(step, device))
+        except LabError as error:
+            unrecorded.append(f"No graph of {variant}, {k} skills: {error}")
+            continue
+        text = run()
+        with torch.no_grad():
+            expected = model(input_ids=text[:, :-1]).logits[:, -1:]
+        checks.append(common.check(f"predictions after {variant}'s graph and without, {k} skills", predicted, expected, tolerance))
+        runs[f"{variant}, graph", k] = run
     times = {cell: common.timing(s) for cell, s in common.interleave(runs, options.rounds, device).items()}
     rows = []
     for (variant, k), time in times.items():
@@ -86,11 +135,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "x peft": time["median s"] / times["peft", k]["median s"] if k else None,
             }
         )
-    common.report(
+    return common.report(
         "generate", device, options, rows, checks,
         [
             f"hidden {options.hidden}, {options.layers} layers, vocabulary {options.vocabulary}, rank {options.rank}, "
-            f"{dtype}, one prompt of 16 tokens, {options.tokens} new ones; median of {options.rounds} rounds in turns."
+            f"{dtype}, one prompt of 16 tokens, {options.tokens} new ones; median of {options.rounds} rounds in turns.",
+            *unrecorded,
         ],
     )  # fmt: skip
 

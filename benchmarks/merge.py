@@ -3,7 +3,9 @@
     python benchmarks/merge.py [--methods svd ties_factors]
 
 Ours are whole calls of `lab.merging.merge`, records and hashes included; PEFT's are whole calls of
-`add_weighted_adapter` on a model whose base weights take no memory. Every run has a process of its own.
+`add_weighted_adapter` on a model whose base weights take no memory. On a CPU every run has a process of its own. On a GPU PEFT's
+factors lie there; ours start and end on the CPU, like adapters from files, and the methods that prune ΔW compute there: transfers
+count. Memory is then the GPU's.
 
 Methods that prune ΔW work on whole matrices: they are measured once, on one q_proj and one up_proj, and counted for all
 (down_proj has as many elements as up_proj). TIES is measured without the truncation too ("lab, uncut"), beside the same
@@ -15,6 +17,7 @@ since up_proj and down_proj are larger. The column "measured modules" says so.
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import common  # before lab: it makes the package importable
 import torch
@@ -52,7 +55,7 @@ def restrict(adapter: LoraAdapter, modules: Iterable[str]) -> LoraAdapter:
 
 def probe(A: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> Probe:
     first = [module for module in A if module.startswith("layers.0.")]
-    return {m: (B[m] @ (A[m] @ torch.linspace(-1, 1, A[m].shape[1]))).tolist() for m in first}
+    return {m: (B[m] @ (A[m] @ torch.linspace(-1, 1, A[m].shape[1]).to(A[m]))).tolist() for m in first}
 
 
 def merge_ours(name: str, adapters: Sequence[LoraAdapter]) -> Probe:
@@ -63,6 +66,8 @@ def merge_ours(name: str, adapters: Sequence[LoraAdapter]) -> Probe:
 def merge_peft(name: str, model, skills: Sequence[str], modules: Iterable[str]) -> Probe:
     density = {parameter.name: parameter.default for parameter in schema(name)}.get("density")  # PEFT has no default
     kind = PEFT_TYPES[name]
+    if "merged" in model.peft_config:  # of an earlier run in this process: PEFT would keep it without a word
+        model.delete_adapter("merged")
     model.add_weighted_adapter(list(skills), WEIGHTS, "merged", combination_type=kind, density=density)
     layers = {m: model.get_base_model().get_submodule(m) for m in modules}
     A = {m: layer.lora_A["merged"].weight for m, layer in layers.items()}
@@ -94,7 +99,7 @@ def ties_mergekit(adapters: Sequence[LoraAdapter]) -> Probe:
     return {m: (update @ torch.linspace(-1, 1, update.shape[1])).tolist() for m, update in merged.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> Path:
     parser = common.arguments(__doc__.partition("\n")[0])
     parser.add_argument("--methods", nargs="+", default=static_methods(), metavar="METHOD", help="some of ours")
     parser.add_argument("--layers", type=int, default=32)
@@ -104,18 +109,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in options.methods:
         if name not in static_methods():
             raise LabError(f"{name!r} is no static method; give some of {', '.join(static_methods())}.")
-    if options.device != "cpu":
-        raise LabError("Merging runs on the CPU; leave --device away.")
     if options.quick:
         options.hidden, options.layers, options.rank, options.rounds = 64, 1, 2, 1
-    device = torch.device("cpu")
+    device = common.find_device(options.device)
     mergekit = importlib.util.find_spec("mergekit") is not None
     if "ties" in options.methods and not mergekit:
         print("mergekit is not installed: its ties is left out.", file=sys.stderr)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # here; the runs, in processes forked from this one, have them all
 
-    skeleton = common.skeleton(options.hidden, options.layers)
+    skeleton = common.skeleton(options.hidden, options.layers, device)
     shapes = common.adapted_shapes(skeleton)
     count, squares = len(shapes), sum(shape == shapes[SQUARE] for shape in shapes.values())
     adapters = common.random_adapters(shapes, 2, options.rank)
@@ -123,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     held = sum(4 * (f.A.numel() + f.B.numel()) for adapter in adapters for f in adapter.modules.values())
     peft = common.peft_of(skeleton, adapters)
     one = {module: [restrict(adapter, [module]) for adapter in adapters] for module in (SQUARE, WIDE)}
-    peft_one = common.peft_of(common.skeleton(options.hidden, 1), one[SQUARE])
+    peft_one = common.peft_of(common.skeleton(options.hidden, 1, device), one[SQUARE])
 
     def alone(run: Callable[[], Probe]) -> common.Usage:
         def build():
@@ -134,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return common.measure_alone(build, device)
 
     def svd_dense() -> Probe:
-        U, S, Vh = torch.linalg.svd(sum(w * a.delta_weight(SQUARE) for w, a in zip(WEIGHTS, one[SQUARE], strict=True)))
+        U, S, Vh = torch.linalg.svd(sum(w * a.delta_weight(SQUARE).to(device) for w, a in zip(WEIGHTS, one[SQUARE], strict=True)))
         return probe({SQUARE: Vh[: options.rank]}, {SQUARE: U[:, : options.rank] * S[: options.rank]})
 
     # Of every run: the function, how many modules it merges, and how often they occur.
@@ -207,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "faster than dense svd": dense["median s"] / median if name in SVD_FAMILY and by == "lab" else None,
                 }
             )
-    common.report(
+    return common.report(
         "merge", device, options, rows, checks,
         [
             f"Two adapters, {count} modules, hidden {options.hidden}, rank {options.rank}, fp32; whole merges: median "

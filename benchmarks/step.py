@@ -13,6 +13,9 @@ peft       k active adapters in PEFT, each one's `scaling` replaced by its coeff
 released   the form of the code released with the paper: a softmax over k scalars per module, and a Python loop over
            the LoRAs' outputs.
 
+With --graphs each variant is also recorded as a CUDA graph and replayed ("stacked, graph"): what remains of a step when neither
+Python nor the launches of kernels take time. Then "x base" and "x peft" of such a row are beside the recorded base and PEFT.
+
 "arithmetic" is what the multiplications of the skills cost beside those of the base's linear layers, 1 being none.
 "working" is the peak above what is held before the step (weights and factors).
 """
@@ -20,6 +23,7 @@ released   the form of the code released with the paper: a softmax over k scalar
 import itertools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import common  # before lab: it makes the package importable
 import torch
@@ -27,11 +31,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 from transformers.initialization import no_init_weights
 
+from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter
 from lab.lora.stacked import attach
 from lab.merging.coefficients import Coefficients
 
 SKILL_VARIANTS = ("stacked", "peft", "released")
+GRAPH = ", graph"
 
 
 def make_base(hidden: int, layers: int, device: torch.device, dtype: torch.dtype) -> LlamaModel:
@@ -63,9 +69,13 @@ class Step:
         (output * self.probe).sum().backward()
         self.output = output.detach()
 
-    @property
-    def gradient(self) -> Tensor:
-        return self.raw.grad
+    def gradient(self) -> Tensor | None:
+        return None if self.raw is None else self.raw.grad
+
+    def result(self) -> tuple[Tensor, Tensor | None]:
+        """Copies of the output and of the coefficients' gradient (None for the base alone), of the last call."""
+        gradient = self.gradient()
+        return self.output.clone(), None if gradient is None else gradient.clone()
 
 
 def make_base_step(base: LlamaModel, tokens: int) -> Step:
@@ -140,7 +150,6 @@ class ReleasedStep(Step):
             scalar.grad = None
         super().__call__()
 
-    @property
     def gradient(self) -> Tensor:
         return torch.stack([scalar.grad for scalar in self.scalars], dim=1)
 
@@ -159,12 +168,13 @@ def arithmetic(base: LlamaModel, skills: int, rank: int) -> float:
     return 1 + skills * rank * sum(map(sum, common.adapted_shapes(base).values())) / linear
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> Path:
     parser = common.arguments(__doc__.partition("\n")[0])
     parser.add_argument("--hidden", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--skills", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--graphs", action="store_true", help="every variant as a CUDA graph too")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
     options = parser.parse_args(argv)
     device = common.find_device(options.device)
@@ -186,21 +196,36 @@ def main(argv: Sequence[str] | None = None) -> None:
             usage[hidden, variant, k] = common.measure_alone(build, device)
             print(f"memory: hidden {hidden}, {variant}, {k} skills", file=sys.stderr)
 
-    rows, checks = [], []
+    rows, checks, unrecorded = [], [], []
     for hidden in options.hidden:
         base = make_base(hidden, options.layers, device, dtype)
         steps = {cell: make_step(cell[0], base, cell[1], options.rank, options.tokens) for cell in cells}
         seconds = common.interleave(steps, options.rounds, device)
+        results = {cell: step.result() for cell, step in steps.items()}
+        graphs = {}
+        for (variant, k), step in steps.items() if options.graphs else ():
+            try:
+                graphs[variant + GRAPH, k] = common.recorded(step, device)
+            except LabError as error:
+                unrecorded.append(f"No graph of {variant} at hidden {hidden}, {k} skills: {error}")
+        seconds |= common.interleave(graphs, options.rounds, device)
+        for variant, k in graphs:
+            plain = variant.removesuffix(GRAPH)
+            for what, recorded, direct in zip(("output", "gradients"), steps[plain, k].result(), results[plain, k], strict=True):
+                if direct is not None:
+                    checks.append(common.check(f"{what} of {plain} recorded and direct, hidden {hidden}, {k} skills", recorded, direct, tolerance))
         times = {cell: common.timing(values) for cell, values in seconds.items()}
-        for variant, k in cells:
-            used, least = usage[hidden, variant, k], usage[hidden, "base", 0]
+        for variant, k in times:
+            plain, graph = variant.removesuffix(GRAPH), GRAPH if variant.endswith(GRAPH) else ""
+            used, least = usage[hidden, plain, k], usage[hidden, "base", 0]
+            floor, theirs = times.get(("base" + graph, 0)), times.get(("peft" + graph, k))
             median = times[variant, k]["median s"]
             rows.append(
                 {"hidden": hidden, "skills": k, "variant": variant}
                 | times[variant, k]
                 | {
-                    "x base": median / times["base", 0]["median s"],
-                    "x peft": median / times["peft", k]["median s"] if k else None,
+                    "x base": median / floor["median s"] if floor else None,
+                    "x peft": median / theirs["median s"] if theirs else None,
                     "arithmetic": arithmetic(base, k, options.rank),
                     "held MB": common.megabytes(used.held),
                     "peak MB": common.megabytes(used.peak),
@@ -210,18 +235,19 @@ def main(argv: Sequence[str] | None = None) -> None:
                 }
             )
             if variant in ("peft", "released"):
-                ours, theirs = steps["stacked", k], steps[variant, k]
+                ours, theirs = results["stacked", k], results[variant, k]
                 where = f"at hidden {hidden}, {k} skills, of stacked and {variant}"
-                checks.append(common.check(f"outputs {where}", ours.output, theirs.output, tolerance))
-                checks.append(common.check(f"coefficient gradients {where}", ours.gradient, theirs.gradient, tolerance))
-        del steps, base
-    common.report(
+                checks.append(common.check(f"outputs {where}", ours[0], theirs[0], tolerance))
+                checks.append(common.check(f"coefficient gradients {where}", ours[1], theirs[1], tolerance))
+        del steps, graphs, base
+    return common.report(
         "step", device, options, rows, checks,
         [
             f"{options.layers} layers, {options.tokens} tokens, rank {options.rank}, {dtype}; "
             f"median of {options.rounds} rounds in turns.",
             "base: forward, and backward down to the outputs of the first layer's q/k/v (the floor).",
             "held: base weights and factors (stacked: in the stack, nobody holding the adapters beside it); working: peak above it.",
+            *unrecorded,
         ],
     )  # fmt: skip
 

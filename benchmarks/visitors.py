@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import common  # before lab: it makes the package importable
 from gradio_client import Client
 
-from lab.app.sources import shipped_folders
+from lab.app.showcase import WORD_PROBLEMS
 from lab.errors import LabError
 from lab.files import PROJECT
 
@@ -56,7 +56,7 @@ def first_token(client: Client, alphas: str) -> float:
 
 def swap(client: Client) -> None:
     """Other settings: the maths skill read anew in place of itself, a method and a router as columns."""
-    folder = shipped_folders()["maths"]
+    folder = WORD_PROBLEMS.folders()["maths"]
     client.predict(f"maths={folder}", "maths", api_name="/load_adapter")
     for method in ("task_arithmetic", "arrow"):
         answer(client, SETTINGS[2], ["base", client.predict(method, {}, [], api_name="/add_method")], tokens=12)

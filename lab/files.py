@@ -111,7 +111,7 @@ def _put(new: Path, path: Path, overwrite: bool) -> None:
 
 
 def _exchange(new: Path, path: Path) -> None:
-    """Swap two names at once; where the system cannot, in two steps between which `_clear` knows what to put back."""
+    """Swap two names at once; where the system cannot, in two steps between which `clear_leftovers` knows what to put back."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is not None:
         if renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE) == 0:
@@ -155,7 +155,7 @@ def _workplace(path: Path) -> Iterator[Path]:
 
     Who makes it holds a lock on it, which the system takes back when the process ends, however it ends.
     """
-    _clear(path)
+    clear_leftovers(path)
     while True:
         place = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=_WRITING))
         with contextlib.suppress(FileNotFoundError):  # cleared away by another process before it was locked
@@ -176,10 +176,14 @@ def _prefix(path: Path) -> str:
     return path.name + "." if path.name.startswith(".") else f".{path.name}."
 
 
-def _clear(path: Path) -> None:
-    """Remove the workplaces of `path` that nobody holds any more. A former folder without a successor goes back to its place."""
+def clear_leftovers(path: Path) -> None:
+    """Remove what processes left that were killed while they wrote `path`. A former folder without a successor goes back to its place.
+
+    Writing does so by itself; who finds that nothing is to be written calls it.
+    """
     name = re.compile(re.escape(_prefix(path)) + "[a-z0-9_]{8}" + re.escape(_WRITING))
-    for place in [path.parent / entry for entry in os.listdir(path.parent) if name.fullmatch(entry)]:
+    entries = os.listdir(path.parent) if path.parent.is_dir() else []
+    for place in [path.parent / entry for entry in entries if name.fullmatch(entry)]:
         with contextlib.suppress(OSError), _unheld(place):
             for old in sorted(place.glob("old-*"))[-1:]:
                 if not os.path.lexists(path):

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
 from lab.app.scratch import fresh_folder
 from lab.merging.alphas import Grid, short_kind
-from lab.pages.figures import COLOURS, INK, Chart, coefficient_heatmap, learning_curves, svg
+from lab.pages.figures import COLOURS, INK, Chart, coefficient_heatmap, diverging, ink_on, learning_curves, svg
 
 _COSTS = LinearSegmentedColormap.from_list("costs", ["#1d4f9e", "#8fb4e3", "#efeeec", "#f0a08c", "#b3261e"])
+REACH = 1.5  # of alphas: where their colours end, in the mixer and in the plots
 _SERIES = ("#2f8fd0", "#d64545", "#2a9d6f", "#b9770e", "#9a6dc4", "#888d96")
 
 
@@ -19,7 +20,13 @@ def heatmap(values: np.ndarray, grid: Grid, title: str = "Alphas, layer by modul
     record = SimpleNamespace(
         method="merge", coefficients={"skills": grid.skills, "modules": grid.modules, "values": np.nan_to_num(shown)}
     )
-    return coefficient_heatmap(record, title)
+    return coefficient_heatmap(record, title, REACH)
+
+
+def scale(steps: int = 30) -> list[tuple[str, str]]:
+    """(colour, ink on it) of alphas from -REACH to REACH, in equal steps."""
+    colours = [diverging(2 * i / steps - 1) for i in range(steps + 1)]
+    return [(colour, ink_on(to_rgb(colour))) for colour in colours]
 
 
 def by_layer(values: np.ndarray, grid: Grid) -> Chart:

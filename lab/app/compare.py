@@ -3,15 +3,15 @@
 import difflib
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
 from lab.app import html
 from lab.app.engine import Engine, Lane
-from lab.app.learning import TASKS
 from lab.app.memory import give_back
 from lab.app.session import Part, Session
+from lab.app.showcase import Showcase
 from lab.app.streaming import Answer, Decoding, stream
 from lab.errors import LabError
 from lab.evaluation.scorers import Verdict
@@ -19,7 +19,7 @@ from lab.experiments.presets import Preset
 from lab.tasks import Example, Task, prompts
 
 ROWS = 32  # of one batch
-TEMPLATES = {"Question → program": prompts.CODE, "Question → answer in words": prompts.MATHS, "as typed": "{text}"}
+AS_TYPED = "as typed"
 CHAT = "chat template of the base"
 LETTERS = "ABCDEFGHIJKL"  # of blind answers
 COLUMNS = len(LETTERS)
@@ -29,13 +29,14 @@ QUESTIONS = 500
 @dataclass(frozen=True)
 class Question:
     """prompt: what the model reads. gold: the answer, "" when unknown. program: an answer must be a program. task, example: where
-    it comes from; None for what a visitor typed."""
+    it comes from; None for what a visitor typed. stop: where an answer ends."""
 
     prompt: str
     gold: str = ""
     program: bool = False
     task: Task | None = None
     example: Example | None = None
+    stop: tuple[str, ...] = Decoding.stop
 
 
 Judge = Callable[[Sequence[tuple[Question, str]]], Sequence[tuple[Verdict | None, str]]]
@@ -43,7 +44,8 @@ Judge = Callable[[Sequence[tuple[Question, str]]], Sequence[tuple[Verdict | None
 
 @dataclass
 class Comparison:
-    """answers, verdicts, values: [question][column]. order: of the columns as shown. players: their names in votes."""
+    """answers, verdicts, values: [question][column]. order: of the columns as shown. players: their names in votes. stale: what was
+    asked has been edited since. recipes: of the columns as they were asked. seed: of the decoding."""
 
     columns: tuple[str, ...]
     players: tuple[str, ...]
@@ -56,32 +58,55 @@ class Comparison:
     voted: str | None = None
     note: str = ""
     done: bool = False
+    stale: bool = False
+    recipes: tuple[Mapping[str, object], ...] = ()
+    seed: int = 0
     asked: int = field(default=0)  # questions begun
 
+    @property
+    def ballot(self) -> dict[str, list[int]]:
+        """What a blind vote chooses from: its label -> the columns that gave this answer, in the order shown."""
+        same: dict[str, list[int]] = {}
+        for at, column in enumerate(self.order):
+            same.setdefault(self.answers[0][column].text.strip(), []).append(at)
+        labels = ["Answer " + " = ".join(LETTERS[at] for at in places) for places in same.values()]
+        return {label: [self.order[at] for at in places] for label, places in zip(labels, same.values(), strict=True)}
 
-def wrap(text: str, template: str, tokenizer, chat: bool = False) -> str:
-    """The prompt that the model reads. chat: the preset's; a task's template then stands in the chat template, as in training."""
+
+def shapes(showcase: Showcase, tokenizer) -> list[str]:
+    """In what a text can be put to the model."""
+    return [*showcase.shapes, AS_TYPED, *([CHAT] if tokenizer.chat_template else [])]
+
+
+def wrap(showcase: Showcase, text: str, shape: str, tokenizer, chat: bool = False) -> str:
+    """The prompt that the model reads. chat: the preset's; a task's prompt then stands in the chat template, as in training."""
     if not text.strip():
         raise LabError("The prompt is empty; write something.")
-    if template == CHAT:
+    if shape == CHAT:
         return prompts.chat(tokenizer, text)
-    if template not in TEMPLATES:
-        raise LabError(f"There is no template {template!r}; choose {', '.join(TEMPLATES)}.")
-    prompt = TEMPLATES[template].replace("{text}", text)
-    return prompts.chat(tokenizer, prompt) if chat and prompt != text else prompt
+    if shape == AS_TYPED:
+        return text
+    if shape not in showcase.shapes:
+        raise LabError(f"There is no template {shape!r}; choose {', '.join(shapes(showcase, tokenizer))}.")
+    prompt = showcase.tasks[showcase.shapes[shape]].template.replace("{text}", text)
+    return prompts.chat(tokenizer, prompt) if chat else prompt
 
 
-def task_questions(name: str, preset: Preset, count: int, first: int = 0) -> list[Question]:
+def of_example(task: Task, example: Example) -> Question:
+    return Question(example.prompt, " or ".join(example.targets), task.template == prompts.CODE, task, example, task.stop)
+
+
+def task_questions(showcase: Showcase, name: str, preset: Preset, count: int, first: int = 0) -> list[Question]:
     """Test problems of a task, from number `first`. Raises LabError."""
-    if name not in TASKS:
-        raise LabError(f"There is no task {name!r}; choose {', '.join(TASKS)}.")
+    if name not in showcase.tasks:
+        raise LabError(f"There is no task {name!r}; choose {', '.join(showcase.tasks)}.")
     if not (1 <= count <= QUESTIONS and first >= 0):
         raise LabError(f"Ask 1 to {QUESTIONS} problems, from number 0 on.")
-    task = TASKS[name]
+    task = showcase.tasks[name]
     found = task.load(preset.source(task.folder), "test", first + count, 0)[first:]
     if not found:
         raise LabError(f"{name} has fewer than {first + 1} test problems.")
-    return [Question(e.prompt, " or ".join(e.targets), task.template == prompts.CODE, task, e) for e in found]
+    return [of_example(task, example) for example in found]
 
 
 def compare(
@@ -119,6 +144,8 @@ def compare(
         [[""] * k for _ in range(n)],
         order,
         blind,
+        recipes=tuple(session.recipe(c) for c in columns),
+        seed=decoding.seed,
     )
     session.run = state
     try:
@@ -192,18 +219,20 @@ def show(state: Comparison, against: str = "") -> str:
     names = {c: (f"Answer {LETTERS[at]}" if hidden else state.columns[c]) for at, c in enumerate(state.order)}
     if hidden:
         against = ""
-    parts = []
+        if state.done:  # the same answer is shown once
+            names = {columns[0]: label for label, columns in state.ballot.items()}
+    parts = [html.dim("These answers are to what stood here before it was edited; ask again.")] if state.stale else []
     if len(state.questions) > 1:
         parts.append(_summary(state, names))
     for i in range(min(state.asked, len(state.questions))):
-        cards = "".join(_card(state, i, c, names[c], against, hidden) for c in state.order)
+        cards = "".join(_card(state, i, c, names[c], against, hidden) for c in names)
         body = f'<div class="answers">{cards}</div>'
         if len(state.questions) == 1:
             parts.append(body)
         else:
             question = state.questions[i]
             gold = f' <span class="dim">gold {escape(question.gold)}</span>' if question.gold else ""
-            marks = "".join(_dot(state.verdicts[i][c], names[c]) for c in state.order)
+            marks = "".join(_dot(state.verdicts[i][c], names[c]) for c in names)
             parts.append(
                 f'<details class="question"><summary><span class="marks">{marks}</span> '
                 f"{escape(_first_line(question.prompt))}</summary>"
@@ -234,7 +263,7 @@ def _summary(state: Comparison, names: dict[int, str]) -> str:
 def _dot(verdict: Verdict | None, name: str) -> str:
     mark = "dim" if verdict is None or verdict.score is None else "good" if verdict.score else "bad"
     told = "not judged" if verdict is None else verdict.reason
-    return f'<i class="dot {mark}" title="{escape(name)}: {escape(told)}"></i>'
+    return html.dot(mark, f"{name}: {told}")
 
 
 def _card(state: Comparison, i: int, c: int, name: str, against: str, hidden: bool) -> str:
@@ -244,7 +273,9 @@ def _card(state: Comparison, i: int, c: int, name: str, against: str, hidden: bo
         text = differences(state.answers[i][state.columns.index(against)].text, answer.text)
     speed = f"{answer.tokens} tokens · {answer.speed:.0f}/s" if answer.tokens else "waiting"
     foot = ""
-    if verdict is not None:
+    if hidden or state.stale:  # a verdict would decide the vote, or speak of another question
+        pass
+    elif verdict is not None:
         mark = _MARKS.get(verdict.reason, "bad")
         shown = f" <code>{escape(value[:300])}</code>" if value else ""
         gold = (
@@ -252,7 +283,7 @@ def _card(state: Comparison, i: int, c: int, name: str, against: str, hidden: bo
             if question.gold and verdict.score == 0
             else ""
         )
-        foot = f'<footer><span class="verdict {mark}">{escape(verdict.reason)}</span>{shown}{gold}</footer>'
+        foot = f'<footer><span class="verdict {mark}">{html.SIGNS[mark]} {escape(verdict.reason)}</span>{shown}{gold}</footer>'
     elif answer.done and not state.done:
         foot = '<footer class="dim">…</footer>'
     caret = "" if answer.done else '<i class="caret"></i>'

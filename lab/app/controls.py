@@ -8,29 +8,23 @@ from lab.errors import LabError
 from lab.merging import Parameter
 
 
-def control(parameter: Parameter, **instead):
-    """A component for one parameter; ranges are checked by the library, whose sentence then tells what is allowed.
-
-    instead: other defaults than the signature's, by name.
-    """
-    default = instead.get(parameter.name, parameter.default)
-    label = parameter.name.replace("_", " ")
-    info = parameter.help or None
+def control(parameter: Parameter):
+    """A component for one parameter; ranges are checked by the library, whose sentence then tells what is allowed."""
+    default = parameter.default
+    # What only a rendered event reads is shown read-only unless it is told that it can be changed.
+    common = {"label": parameter.name.replace("_", " "), "info": parameter.help or None, "min_width": 130, "interactive": True}
     if parameter.choices:
         choices = [(str(c), c) for c in parameter.choices]
         if parameter.optional:
             choices.append(("none", None))
-        return gr.Dropdown(choices, value=default, label=label, info=info, min_width=130)
+        return gr.Dropdown(choices, value=default, **common)
     if parameter.type is bool:
-        return gr.Checkbox(bool(default), label=label, info=info, min_width=130)
+        return gr.Checkbox(bool(default), **common)
     if parameter.type in (int, float) and parameter.optional:  # gr.Number shows None as 0
-        return gr.Textbox(
-            "" if default is None else str(default), label=label, info=info, placeholder="none", min_width=110
-        )
+        return gr.Textbox("" if default is None else str(default), placeholder="none", **common)
     if parameter.type in (int, float):
-        precision = 0 if parameter.type is int else None
-        return gr.Number(default, label=label, info=info, precision=precision, min_width=110)
-    return gr.Textbox(str(default or ""), label=label, info=info, min_width=130)
+        return gr.Number(default, precision=0 if parameter.type is int else None, **common)
+    return gr.Textbox(str(default or ""), **common)
 
 
 def values_of(parameters: Sequence[Parameter], given: Sequence) -> dict:

@@ -80,6 +80,11 @@ class Engine:
         self._take(source, revision)
 
     @property
+    def chat(self) -> bool:
+        """Whether the base has a chat template."""
+        return bool(self.tokenizer.chat_template)
+
+    @property
     def model(self):
         """Raises LabError while the base is being exchanged."""
         if self._model is None:

@@ -4,11 +4,11 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import gradio as gr
 
-from lab.app import mixer
+from lab.app import html, mixer
 from lab.app.context import Context, told
 from lab.app.session import Session
 
@@ -59,13 +59,17 @@ class Page:
     take: gr.Dropdown
     skill: gr.Dropdown
     job: gr.BrowserState  # the id of the visitor's learning job; not in a tab, which is made only when it is opened
+    form: dict[str, gr.components.Component] = field(default_factory=dict)  # fields of Compare that come back after a reload
 
     @property
     def shared(self) -> list:
         return [self.mixer, self.note, self.text, self.columns, self.against, self.take, self.skill]
 
     def views(self, session: Session, chosen: list[str] | None = None) -> list:
-        """Values for `shared`. chosen: columns to tick, else they stay as they are."""
+        """Values for `shared`, of work that is kept from now on. chosen: columns to tick, else they stay as they are."""
+        if chosen is not None:
+            session.form["columns"] = chosen
+        self.context.keep(session)
         if session.grid is None:
             empty = gr.update(choices=[], value=None)
             return [{}, note(session), "", gr.update(choices=[], value=[]), empty, empty, empty]
@@ -119,7 +123,7 @@ def usual_columns(session: Session) -> list[str]:
 def note(session: Session) -> str:
     """How much can be undone, and what is kept."""
     if session.grid is None:
-        return ""
+        return html.dim(session.unkept) if session.unkept else ""
     slots = " · kept: " + ", ".join(sorted(session.slots)) if session.slots else ""
     steps = f"{len(session.past)} to undo" if session.past else "nothing to undo"
-    return f'<span class="dim">{steps}{slots}</span>'
+    return f'<span class="dim">{steps}{slots}</span>' + (html.dim(session.unkept) if session.unkept else "")

@@ -21,6 +21,14 @@ def _cell(cell: Cell) -> str:
     return f"<td>{cell}</td>" if isinstance(cell, str) else f'<td class="{cell[0]}">{cell[1]}</td>'
 
 
+SIGNS = {"good": "✓", "bad": "✗", "dim": "·"}
+
+
+def dot(mark: str, told: str) -> str:
+    """A verdict as one sign, which says the same without its colour."""
+    return f'<i class="dot {mark}" role="img" aria-label="{escape(told)}" title="{escape(told)}">{SIGNS[mark]}</i>'
+
+
 def dim(text: str) -> str:
     """A quiet line of text, escaped."""
     return f'<p class="dim">{escape(text)}</p>'

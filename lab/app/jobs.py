@@ -62,10 +62,20 @@ class Jobs:
             job = Job(secrets.token_urlsafe(12), kind)
             self._line.append((job, work))
             self._all[job.id] = job
-            for old in [j.id for j in self._all.values() if j.over][:-KEPT]:
-                del self._all[old]
+            self._forget()
             self._mutex.notify()
         return job
+
+    def adopt(self, job: Job) -> Job:
+        """Hold a finished job of an earlier server as one of this; the one of its id when that is here."""
+        with self._mutex:
+            self._all.setdefault(job.id, job)
+            self._forget()
+            return self._all[job.id]
+
+    def _forget(self) -> None:
+        for old in [job.id for job in self._all.values() if job.over][:-KEPT]:
+            del self._all[old]
 
     def __contains__(self, id: str) -> bool:
         return id in self._all

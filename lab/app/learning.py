@@ -13,9 +13,9 @@ from lab.app.engine import Engine, shared_copy
 from lab.app.jobs import Job
 from lab.app.scratch import kept_folder
 from lab.app.session import Routing, Session
+from lab.app.showcase import Showcase
 from lab.errors import LabError
 from lab.experiments.presets import Preset
-from lab.experiments.sections import MATH_CODE
 from lab.lora.adapter import LoraAdapter
 from lab.lora.peft_io import load, save
 from lab.lora.stacked import StackedLinear
@@ -23,13 +23,12 @@ from lab.merging import METHODS, Method, learn
 from lab.merging.alphas import Grid, settle
 from lab.merging.recipe import inputs_of
 from lab.merging.registry import complete_parameters
-from lab.tasks import Example, Task
+from lab.tasks import Example
 from lab.training.loop import Encoded
 from lab.training.lora import encode_examples
 
 HELD_OUT_ROWS = 40  # per skill, beyond the rows to learn on: for ΔNLL
 SNAPSHOTS = 60  # pictures of the coefficients kept over a run
-TASKS: dict[str, Task] = {task.name: task for task in (*MATH_CODE.skills, MATH_CODE.target)}
 
 
 @dataclass(frozen=True)
@@ -43,18 +42,18 @@ class Material:
 
 def learnable() -> list[Method]:
     """The methods that learn, those of alphas first; a search asks for examples of the target (target_material)."""
-    order = ("coefficients", "router", "search")
+    order = ("coefficients", "router", "solve", "search")
     return sorted((m for m in METHODS.values() if m.recipe is not None), key=lambda m: order.index(m.kind))
 
 
-def skills_material(engine: Engine, preset: Preset, names: Sequence[str], count: int, seed: int) -> Material:
+def skills_material(engine: Engine, preset: Preset, showcase: Showcase, names: Sequence[str], count: int, seed: int) -> Material:
     """`count` calibration rows of each skill that has a task of its name. Raises LabError when none has."""
-    tasks = [TASKS[name] for name in names if name in TASKS]
+    tasks = {name: task for name, task in showcase.tasks.items() if name in names and name != showcase.target}
     if not 1 <= count <= 20_000:
         raise LabError(f"rows is {count}; give a whole number from 1 to 20000.")
     if not tasks:
         raise LabError(f"No data is known for {', '.join(names)}; give your own rows as JSONL files, one per skill.")
-    examples = {t.name: t.load(preset.source(t.folder), "calibration", count + HELD_OUT_ROWS, seed) for t in tasks}
+    examples = {n: t.load(preset.source(t.folder), "calibration", count + HELD_OUT_ROWS, seed) for n, t in tasks.items()}
     return _material(engine, preset, examples, preset.data, count)
 
 
@@ -67,9 +66,9 @@ def own_material(engine: Engine, preset: Preset, pairs: Mapping[str, Sequence[tu
     return _material(engine, preset, examples, " ".join(f"{label}.jsonl" for label in pairs))
 
 
-def target_material(engine: Engine, preset: Preset, count: int) -> Material:
+def target_material(engine: Engine, preset: Preset, showcase: Showcase, count: int) -> Material:
     """The first `count` worked examples of the target. Raises LabError where none are known."""
-    target = MATH_CODE.target
+    target = showcase.tasks[showcase.target]
     shown = target.demonstrations(preset.source(target.folder), count)
     examples = [Example(f"{i}", target.template.format(text=text), done) for i, (text, done) in enumerate(shown)]
     rows = encode_examples(engine.tokenizer, examples, preset.max_tokens, preset.chat)
@@ -82,7 +81,7 @@ def _material(
     rows, held = [], {}
     for label, found in examples.items():
         encoded = encode_examples(engine.tokenizer, found, preset.max_tokens, preset.chat)
-        encoded = [row for row in encoded if row.prompt_length < len(row.ids)]
+        encoded = [replace(row, skill=label) for row in encoded if row.prompt_length < len(row.ids)]
         if len(encoded) < 4:
             raise LabError(
                 f"{label} has {len(encoded)} usable rows; give at least 4 that fit {preset.max_tokens} tokens."

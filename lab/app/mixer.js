@@ -5,15 +5,16 @@ const root = element.querySelector('.mixer') || element;
 let value = null;
 let drawn = '';
 const chosen = new Set(); // "skill/layer/kind"
-let drag = null;
+let drag = null; // where a drag began: [skill, layer, kind]
+let anchor = null; // where a range that shift-click ends begins
 let changes = []; // not sent yet
 let patience = null; // a timer, while an answer is awaited
 
 const shown = (v) => (Math.round(v * 100) / 100).toString().replace(/^(-?)0\./, '$1.');
-const paint = (input, v) => {
-  const share = Math.min(Math.abs(v), 1.5) / 1.5;
-  input.style.setProperty('--share', Math.round(share * 78) + '%');
-  input.classList.toggle('negative', v < 0);
+const paint = (input, v) => { // in the colours of the plots
+  const [lowest, steps] = [-value.reach, value.scale.length - 1];
+  const at = Math.round(((Math.min(Math.max(v, lowest), value.reach) - lowest) / (2 * value.reach)) * steps);
+  [input.style.backgroundColor, input.style.color] = value.scale[at];
 };
 const make = (tag, attributes, ...children) => {
   const node = document.createElement(tag);
@@ -43,6 +44,7 @@ function build(shape) {
   drawn = shape;
   changes = [];
   chosen.clear();
+  anchor = null;
   const narrow = window.matchMedia('(max-width: 700px)').matches;
   const boxes = value.skills.map((skill, s) => {
     const master = make('input', { type: 'range', min: -0.5, max: 2, step: 0.01, class: 'master', 'aria-label': `${skill.name}: mean alpha` });
@@ -69,8 +71,10 @@ function build(shape) {
   slider.addEventListener('change', () => sendChosen(+slider.value));
   exact.addEventListener('change', () => sendChosen(exact.value));
   clear.addEventListener('click', () => { chosen.clear(); mark(); });
-  const hint = make('p', { class: 'hint dim' }, 'Click a layer, a module or “all” to select cells (or drag over some), then slide. Or type into a cell.');
-  root.replaceChildren(...boxes, make('footer', { class: 'selection' }, make('span', { class: 'count' }), slider, exact, clear), hint);
+  const hint = make('p', { class: 'hint dim' }, 'Drag over cells, click one and shift-click another, or click a layer, a module or “all” to select cells; then slide. Or type into a cell.');
+  const strip = make('span', { class: 'strip', style: `background: linear-gradient(to right, ${value.scale.map((s) => s[0]).join(', ')})` });
+  const legend = make('p', { class: 'legend dim' }, make('span', {}, `alpha ≤ −${value.reach}`), strip, make('span', {}, `≥ ${value.reach}`));
+  root.replaceChildren(...boxes, make('footer', { class: 'selection' }, make('span', { class: 'count' }), slider, exact, clear), legend, hint);
 }
 
 function pick(label, wanted, s, title) {
@@ -89,17 +93,31 @@ function cell(s, l, k, label) {
   const input = make('input', { type: 'text', inputmode: 'decimal', 'aria-label': label, title: label, 'data-cell': `${s}/${l}/${k}` });
   input.addEventListener('change', () => send({ what: 'cells', skill: s, cells: [[l, k]], value: input.value }));
   input.addEventListener('focus', () => input.select());
-  input.addEventListener('pointerdown', (event) => { if (event.pointerType === 'mouse') drag = [s, l, k]; });
-  input.addEventListener('pointerenter', (event) => {
-    if (!drag || drag[0] !== s || !(event.buttons & 1) || (drag[1] === l && drag[2] === k)) return;
-    input.blur();
-    const [l0, l1] = [Math.min(drag[1], l), Math.max(drag[1], l)], [k0, k1] = [Math.min(drag[2], k), Math.max(drag[2], k)];
-    chosen.clear();
-    cells(s).forEach(([i, j]) => i >= l0 && i <= l1 && j >= k0 && j <= k1 && chosen.add(`${s}/${i}/${j}`));
-    mark();
-    event.preventDefault();
+  // The browser would select the text under a pressed mouse, or drag what is selected: a cell is entered when the button is let go.
+  input.addEventListener('mousedown', (event) => {
+    if (event.button !== 0) return;
+    if (document.activeElement !== input || event.shiftKey) event.preventDefault();
+    if (event.shiftKey && anchor && anchor[0] === s) { choose(anchor, [s, l, k]); return; }
+    drag = anchor = [s, l, k];
+  });
+  input.addEventListener('mouseup', () => {
+    if (!drag || drag[0] !== s || drag[1] !== l || drag[2] !== k || document.activeElement === input) return;
+    if (chosen.size > 1) { chosen.clear(); mark(); }
+    input.focus();
+  });
+  input.addEventListener('mouseenter', (event) => {
+    if (!drag || drag[0] !== s || !(event.buttons & 1) || (drag[1] === l && drag[2] === k && !chosen.size)) return;
+    if (document.activeElement && root.contains(document.activeElement)) document.activeElement.blur();
+    choose(drag, [s, l, k]);
   });
   return input;
+}
+
+function choose([s, l, k], [, m, n]) { // the cells between two, corners included
+  const [l0, l1] = [Math.min(l, m), Math.max(l, m)], [k0, k1] = [Math.min(k, n), Math.max(k, n)];
+  chosen.clear();
+  cells(s).forEach(([i, j]) => i >= l0 && i <= l1 && j >= k0 && j <= k1 && chosen.add(`${s}/${i}/${j}`));
+  mark();
 }
 
 const selected = () => [...chosen].map((name) => root.querySelector(`[data-cell="${name}"]`)).filter(Boolean);
@@ -161,6 +179,7 @@ function sendChosen(v) {
   send({ what: 'many', groups: Object.entries(bySkill).map(([s, c]) => [Number(s), c]), value: v });
 }
 
-document.addEventListener('pointerup', () => { drag = null; });
+document.addEventListener('mouseup', () => { drag = null; });
+root.addEventListener('dragstart', (event) => event.preventDefault());
 watch('value', draw);
 draw();

@@ -7,11 +7,13 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
+from lab.app import charts
 from lab.app.session import Session
 from lab.errors import LabError
 from lab.merging.alphas import LIMIT, short_kind
 
 _SCRIPT = Path(__file__).with_name("mixer.js")
+_SCALE = charts.scale()
 _turns = itertools.count()  # makes every value a new one: the component is drawn anew also when an edit was refused
 
 
@@ -39,6 +41,8 @@ def shown(session: Session) -> dict:
 
     return {
         "turn": next(_turns),
+        "reach": charts.REACH,
+        "scale": _SCALE,
         "layers": ["·" if layer is None else str(layer) for layer in grid.layers],
         "kinds": [short_kind(kind) for kind in grid.kinds],
         "skills": [

@@ -21,6 +21,14 @@ from fastapi.responses import JSONResponse
 from lab.errors import LabError
 
 LOOKS = Path(__file__).parent
+# Where the theme's own colours stand out too little from what is behind them (less than 4.5 to 1).
+LEGIBLE = {
+    "body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_400",
+    "block_info_text_color": "*neutral_600", "block_info_text_color_dark": "*neutral_400",
+    "input_placeholder_color": "*neutral_600", "input_placeholder_color_dark": "*neutral_400",
+    "button_primary_background_fill": "*primary_600", "button_primary_background_fill_hover": "*primary_700",
+    "button_primary_background_fill_dark": "*primary_600", "button_primary_background_fill_hover_dark": "*primary_700",
+}  # fmt: skip
 PAGES = 300  # whose state is kept; Gradio holds about 0.5 MB for each
 
 
@@ -73,7 +81,7 @@ def mounted(blocks: gr.Blocks) -> FastAPI:
     mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
     theme = gr.themes.Default(
         primary_hue="blue", font=system, font_mono=mono, spacing_size="sm", radius_size="sm", text_size="md"
-    )
+    ).set(**LEGIBLE)
     blocks.state_session_capacity = PAGES
     blocks.preprocess_data = _telling_what_does_not_fit(blocks.preprocess_data)
     return gr.mount_gradio_app(

@@ -14,7 +14,7 @@ from lab.lora.adapter import LoraAdapter, module_names
 from lab.lora.compatibility import check_compatible
 from lab.lora.stacked import Stack
 from lab.merging import build, get_method, merge
-from lab.merging.alphas import Grid, format_alphas, parse_alphas, settle
+from lab.merging.alphas import Grid, alphas_record, format_alphas, parse_alphas, settle
 from lab.merging.merge import ALPHAS
 from lab.merging.recipe import inputs_of
 from lab.merging.registry import complete_parameters
@@ -59,8 +59,9 @@ class Session:
     """One visitor's state.
 
     others: merges by other methods, recipes and learned ones, by column name. stop: ends the running answer.
-    sources: where each adapter was read from. staged: what was loaded, also while it does not fit together.
-    emptied: the page was closed and what it held was freed.
+    sources: where each adapter was read from. refused: adapters that would fit if they were for this base, and their place.
+    emptied: the page was closed and what it held was freed. key: of the visitor's workspace, "" for programs; kept: what was
+    written there last; unkept: why not. form: what stands in the fields of Compare.
     """
 
     adapters: tuple[LoraAdapter, ...] = ()
@@ -72,11 +73,15 @@ class Session:
     stop: threading.Event = field(default_factory=threading.Event)
     base: str = ""
     sources: dict[str, str] = field(default_factory=dict)
-    staged: tuple[LoraAdapter, ...] = ()
+    refused: tuple = ()
     run: object = None  # the last comparison
     job: str = ""  # the learning job's id
     layers: str = ""  # the id of the job that weighs layers
     emptied: bool = False
+    key: str = ""
+    kept: str = ""
+    unkept: str = ""
+    form: dict = field(default_factory=dict)
 
     def take(self, adapters: Sequence[LoraAdapter], model, base: str) -> None:
         """Work with these adapters from now on. Alphas stay where skills and modules are the same."""
@@ -85,7 +90,7 @@ class Session:
         if self.grid is None or not self.grid.equals(grid):
             self.grid, self.alphas = grid, grid.flat(START)
             self.past, self.slots = [], {}
-        self.adapters = self.staged = tuple(adapters)
+        self.adapters = tuple(adapters)
         self.others, self.base, self.run = {}, base, None
 
     def empty(self, shared: Sequence[LoraAdapter]) -> None:
@@ -93,11 +98,10 @@ class Session:
         self.stop.set()
         own = not set(map(id, self.adapters)) <= set(map(id, shared))
         self.emptied = own or bool(self.others)
-        self.others, self.run = {}, None
+        self.others, self.run, self.refused = {}, None, ()
         if own:
             self.adapters, self.grid, self.alphas = (), None, None
             self.past, self.slots = [], {}
-        self.staged = self.adapters
 
     def need(self) -> Grid:
         if self.grid is None:
@@ -171,6 +175,15 @@ class Session:
             values = self.alphas if column == "merge" else self.slots[column]
             return f"merge {content_hash(self.grid.modules, values.tolist())[:4]}"
         return column
+
+    def recipe(self, column: str) -> Mapping[str, object]:
+        """How a column is made, {} for the base and the skills; without making it."""
+        if column in self.others:
+            return self.others[column].recipe
+        if column not in ("merge", *self.slots):
+            return {}
+        values = self.alphas if column == "merge" else self.slots[column]
+        return {"method": ALPHAS, **alphas_record(values, self.grid)}
 
     def parts(self, columns: Sequence[str]) -> list[Part]:
         """All columns in as few batches as can be: every router needs a view of its own."""

@@ -1,26 +1,30 @@
 """What people bring: adapters from folders, the Hub or uploads, rows from files; checked before anything is kept."""
 
-import json
+import csv
+import os
 import re
 import shutil
+import socket
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from lab.app.showcase import WORD_PROBLEMS, Showcase
 from lab.errors import LabError
-from lab.experiments.context import SHIPPED
 from lab.files import temporary_folder
 from lab.lora import peft_io
 from lab.lora.adapter import LoraAdapter
 from lab.lora.peft_io import CONFIG, WEIGHTS
-from lab.tasks.rows import read_rows
+from lab.tasks.rows import read_rows, read_text
 
 ZIP_BYTES = 4 << 30  # unpacked
 ZIP_RATIO = 100  # unpacked to packed; weights hardly shrink
 ZIP_ENTRIES = 10_000
 CONFIG_BYTES = 1 << 20
 TEXT_BYTES = 64 << 20  # of a file with rows, prompts or a recipe
+HUB_SECONDS = 2
 RESERVED = ("base", "merge", "A", "B", "layer", "layers")
 TEXT_FIELDS = (("prompt", "completion"), ("instruction", "output"), ("question", "answer"), ("input", "output"))
 
@@ -57,19 +61,9 @@ def clean_name(name: str, taken: Sequence[str] = ()) -> str:
     return unique
 
 
-def shipped_folders() -> dict[str, Path]:
-    """Where the skills of the base that the app starts with lie, by name, maths first."""
-    found = {
-        f.name.removeprefix("skill-").rpartition("-")[0]: f
-        for f in SHIPPED.glob("skill-*")
-        if json.loads((f / CONFIG).read_text())["base_model_name_or_path"] == "embedded"
-    }
-    return dict(sorted(found.items(), reverse=True))
-
-
-def shipped_skills() -> list[LoraAdapter]:
-    """The skills of the base that the app starts with, maths first."""
-    return [peft_io.load(folder, name=name, base="embedded") for name, folder in shipped_folders().items()]
+def shipped_skills(showcase: Showcase = WORD_PROBLEMS) -> list[LoraAdapter]:
+    """The skills that ship for a showcase's base."""
+    return [peft_io.load(folder, name=name, base=showcase.base) for name, folder in showcase.folders().items()]
 
 
 def open_adapter(source: str, access: Access = Access(), *, taken: Sequence[str] = ()) -> LoraAdapter:
@@ -84,9 +78,30 @@ def open_adapter(source: str, access: Access = Access(), *, taken: Sequence[str]
     access.check(source)
     try:
         name = name or Path(source).expanduser().resolve().name
+        there = Path(source).expanduser().exists()
     except (OSError, RuntimeError) as error:  # a loop of links, or a home that nobody has
         raise LabError("That is no folder and no Hub id.") from error
+    if not there and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+        check_hub(source, CONFIG)
     return peft_io.load(source, name=clean_name(name, taken))
+
+
+def check_hub(source: str, file: str) -> None:
+    """Raise LabError within HUB_SECONDS where the Hub cannot be reached and has not given this file before.
+
+    The Hub's own client tries for half a minute. Behind a proxy only that client knows the way.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    if proxied or isinstance(try_to_load_from_cache(source, file), str):
+        return
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname, port), timeout=HUB_SECONDS).close()
+    except OSError as error:
+        raise LabError(f"{source} is not a folder here and the Hub cannot be reached; give a local folder or connect to the network.") from error
 
 
 def open_uploads(files: Sequence[str | Path], *, taken: Sequence[str] = ()) -> list[LoraAdapter]:
@@ -97,7 +112,7 @@ def open_uploads(files: Sequence[str | Path], *, taken: Sequence[str] = ()) -> l
         (Path(f).stem, Path(f)) for f in files if str(f).lower().endswith(".zip")
     ]
     if loose:
-        parcels.append(("upload", loose))
+        parcels.append(("", loose))
     if not parcels:
         raise LabError("Choose a zip of a PEFT folder, or its files adapter_config.json and adapter_model.safetensors.")
     for label, parcel in parcels:
@@ -108,11 +123,11 @@ def open_uploads(files: Sequence[str | Path], *, taken: Sequence[str] = ()) -> l
                 label = _unpack(parcel, inside) or label
             else:
                 _collect(parcel, inside)
-            name = clean_name(label, [*taken, *(a.name for a in found)])
+            name = clean_name(label or "upload", [*taken, *(a.name for a in found)])
             try:
                 found.append(peft_io.load(inside, name=name))
             except LabError as error:
-                raise LabError(str(error).replace(str(inside), f"The upload {label}")) from error
+                raise LabError(str(error).replace(str(inside), f"The upload {label}".rstrip())) from error
     return found
 
 
@@ -172,36 +187,68 @@ def check_size(file: Path) -> None:
         raise LabError(f"{file.name} is larger than {TEXT_BYTES >> 20} MB; give a part of it.")
 
 
-def read_pairs(file: str | Path) -> list[tuple[str, str]]:
-    """(prompt, completion) rows of a .jsonl or .json file with two text fields. Raises LabError naming the row."""
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a file. pairs: (prompt, completion). told: how many there are, and which fields they were made of."""
+
+    pairs: list[tuple[str, str]]
+    told: str
+
+
+def read_pairs(file: str | Path) -> Rows:
+    """The rows of a .jsonl, .json or .csv file with two text fields. Raises LabError naming the row.
+
+    Alpaca's `input` is put under its instruction, as in the tasks of this project.
+    """
     file = Path(file)
-    if file.suffix not in (".jsonl", ".json"):
-        raise LabError(f"{file.name} is no .jsonl file; give one JSON object per line, with prompt and completion.")
-    check_size(file)
     try:
-        rows = read_rows(file, ())
+        rows = _rows(file)
         first = rows[0] if isinstance(rows[0], dict) else {}
         fields = next((pair for pair in TEXT_FIELDS if set(pair) <= set(first)), None)
         if fields is None and len(first) == 2:
             fields = tuple(first)
         if fields is None:
             raise LabError(f"{file.name}, row 1: it needs two text fields, such as prompt and completion.")
+        more = "input" if fields == ("instruction", "output") and "input" in first else ""
         pairs = []
-        for number, row in enumerate(read_rows(file, fields), 1):
+        for number, row in enumerate(rows, 1):
             for name in fields:
+                if not isinstance(row, dict) or row.get(name) is None:
+                    raise LabError(f"{file.name}, row {number}: the field {name!r} is missing.")
                 if not isinstance(row[name], str) or not row[name].strip():
                     raise LabError(f"{file.name}, row {number}: the field {name!r} is no text or empty.")
-            pairs.append((row[fields[0]], row[fields[1]]))
-        return pairs
+            beside = row.get(more) or ""
+            if not isinstance(beside, str):
+                raise LabError(f"{file.name}, row {number}: the field {more!r} is no text.")
+            pairs.append((f"{row[fields[0]]}\n{beside}".strip() if beside else row[fields[0]], row[fields[1]]))
+        left = [name for name in first if name not in (*fields, more)]
+        told = f"{file.name}: {len(pairs):,} rows; prompt from {fields[0]}{f' and {more}' if more else ''}, completion from {fields[1]}"
+        return Rows(pairs, told + (f"; not used: {', '.join(map(str, left))}." if left else "."))
     except LabError as error:
         raise LabError(str(error).replace(str(file), file.name)) from error
 
 
-def read_prompts(file: str | Path) -> list[tuple[str, str]]:
-    """(prompt, gold answer or "") of a .txt (a prompt a line), .jsonl or .json file. Raises LabError."""
-    file = Path(file)
+def _rows(file: Path) -> list:
+    """Of a .jsonl, .json or .csv file, as they are. Raises LabError."""
+    if file.suffix not in (".jsonl", ".json", ".csv"):
+        raise LabError(f"{file.name} is no .jsonl, .json or .csv file; give one JSON object per line, with prompt and completion.")
     check_size(file)
+    if file.suffix != ".csv":
+        return read_rows(file, ())
+    try:
+        rows = list(csv.DictReader(read_text(file).removeprefix("\ufeff").splitlines(keepends=True), strict=True))
+    except csv.Error as error:
+        raise LabError(f"{file.name} is no CSV table ({error}); its first line names the columns.") from error
+    if not rows:
+        raise LabError(f"{file.name} holds no rows under its first line, which names the columns.")
+    return rows
+
+
+def read_prompts(file: str | Path) -> list[tuple[str, str]]:
+    """(prompt, gold answer or "") of a .txt (a prompt a line), .jsonl, .json or .csv file. Raises LabError."""
+    file = Path(file)
     if file.suffix == ".txt":
+        check_size(file)
         try:
             lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
@@ -210,7 +257,7 @@ def read_prompts(file: str | Path) -> list[tuple[str, str]]:
             raise LabError(f"{file.name} holds no prompt; write one to a line.")
         return [(line, "") for line in lines]
     try:
-        rows = read_rows(file, ())
+        rows = _rows(file)
         found = []
         for number, row in enumerate(rows, 1):
             texts = {k: v for k, v in row.items() if isinstance(v, (str, int, float))} if isinstance(row, dict) else {}

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from lab.app.engine import Engine, Lane
 from lab.errors import LabError
-from lab.evaluation.generate import before_end, cut, end_tokens
+from lab.evaluation.generate import before_end, cut, end_tokens, room
 from lab.training.loop import encode_prompt
 
 TOKENS_A_TURN = 6
@@ -72,7 +72,7 @@ def stream(
     """Yield all rows' answers after every turn, until each has ended or `stopped()`.
 
     coefficients: (rows, adapters, modules). Greedy answers are those of lab.evaluation.generate. Raises LabError for an
-    empty prompt or one that does not fit.
+    empty prompt or one that does not fit, and for a model that keeps no cache of keys and values.
     """
     tokenizer, model = engine.tokenizer, lane.model
     encoded = _encode(tokenizer, model, prompts, decoding.max_new_tokens)
@@ -85,6 +85,11 @@ def stream(
         mask[row, width - len(tokens) :] = 1
     ids, mask = ids.to(device), mask.to(device)
     takes = inspect.signature(model.forward).parameters
+    if "past_key_values" not in takes:
+        raise LabError(
+            f"A {type(model).__name__} keeps what it has read in its own way, so its answers are not streamed here; ask it by "
+            "python -m lab evaluate."
+        )
     fixed = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
     ends = end_tokens(model, tokenizer)
     draws = [torch.Generator().manual_seed(decoding.seed * 100_003 + row) for row in range(len(encoded))]
@@ -152,9 +157,9 @@ def _encode(tokenizer, model, prompts: Sequence[str], new_tokens: int) -> list[l
         if len(prompt) > LONGEST_PROMPT:
             raise LabError(f"The prompt has {len(prompt):,} characters; give at most {LONGEST_PROMPT:,}.")
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    longest, room = max(map(len, encoded)), getattr(model.config, "max_position_embeddings", None)
-    if room is not None and longest + new_tokens > room:
+    longest, limit = max(map(len, encoded)), room(model)
+    if limit is not None and longest + new_tokens > limit:
         raise LabError(
-            f"A prompt of {longest} tokens and {new_tokens} new ones exceed the model's {room}; shorten one of them."
+            f"A prompt of {longest} tokens and {new_tokens} new ones exceed the model's {limit}; shorten one of them."
         )
     return encoded

@@ -11,6 +11,8 @@ from lab.app.sources import check_size, clean_name
 from lab.errors import LabError
 from lab.lora.peft_io import DTYPES
 
+FORMS = ["adapter (PEFT, zip)", "whole model, merge folded in (zip)", "the adapters themselves (zip)"]
+
 
 def build(page: Page) -> None:
     context = page.context
@@ -19,8 +21,8 @@ def build(page: Page) -> None:
             page.take.render()
             dtype = gr.Dropdown(list(DTYPES), value="float32", label="Numbers as", min_width=120)
             form = gr.Radio(
-                ["adapter (PEFT, zip)", "whole model, merge folded in (zip)"],
-                value="adapter (PEFT, zip)",
+                FORMS,
+                value=FORMS[0],
                 label="As",
                 min_width=240,
             )
@@ -32,20 +34,23 @@ def build(page: Page) -> None:
         gr.Markdown("### The same again, without this page")
         lines = _code("Command", "shell", elem_id="commands")
         notebook = _code("Notebook of the section, with every control", "shell")
-        python = _code("Load the export (an adapter with PEFT)", "python")
+        python = _code("Load the export and ask it", "python")
         gr.Markdown("### A recipe that was saved")
         recipe = gr.File(label="recipe.json", file_types=[".json"], height=110, elem_id="recipe-in")
 
-    def previewed(session, column):
+    def previewed(session, column, form):
         if session.grid is None or not column:
             return "", "", ""
-        made = (takehome.commands, takehome.papermill_command, takehome.snippet)
-        return tuple(make(session, column, context.base_name) for make in made)
+        given = session, column, context.base_name
+        code = takehome.snippet(*given, folded=form == FORMS[1], prompt=actions.present_prompt(context, session))
+        return takehome.commands(*given), takehome.papermill_command(*given), code
 
-    page.on([tab.select, page.take.change], previewed, [page.take], [lines, notebook, python])
+    page.on([tab.select, page.take.change, form.change], previewed, [page.take, form], [lines, notebook, python])
 
     def exported(session, column, dtype, form, pad):
-        path = actions.export(context, session, column or "merge", dtype, form.startswith("whole"), pad=pad)
+        if form == FORMS[2]:
+            return gr.update(value=str(takehome.inputs_zip(session)), visible=True)
+        path = actions.export(context, session, column or "merge", dtype, form == FORMS[1], pad=pad)
         return gr.update(value=str(path), visible=True)
 
     page.on(export.click, exported, [page.take, dtype, form, pad], file, **MODEL, show_progress="full")
@@ -61,7 +66,7 @@ def build(page: Page) -> None:
         try:
             check_size(Path(file))
             text = Path(file).read_text(encoding="utf-8")
-            gr.Info(takehome.apply_recipe(session, takehome.read_recipe(text)))
+            gr.Info(actions.use_recipe(context, session, takehome.read_recipe(text)))
         except (LabError, OSError, UnicodeDecodeError) as error:  # the field is emptied all the same, for the next file
             told = str(error) if isinstance(error, LabError) else "The recipe cannot be read as UTF-8 text."
             gr.Warning(told, duration=12)

@@ -11,6 +11,7 @@ from lab.errors import LabError
 from lab.export.report import report
 
 NEW = "add it"
+MEND = "It is for this base, whatever name it gives: use it"
 
 
 def build(page: Page) -> None:
@@ -35,10 +36,7 @@ def build(page: Page) -> None:
                 elem_id="source",
                 min_width=220,
             )
-            place = gr.Dropdown([NEW], value=NEW, label="In place of", min_width=120, elem_id="place")
-            trusted = gr.Checkbox(
-                False, label="It is for this base, whatever name it gives", min_width=180, elem_id="trusted"
-            )
+            place = gr.Dropdown([NEW, actions.ALL], value=NEW, label="In place of", min_width=120, elem_id="place")
             add = gr.Button("Load", variant="primary", elem_id="load-adapter", min_width=90)
         upload = gr.File(
             label="Or upload: a zip of the PEFT folder, or its two files",
@@ -51,37 +49,44 @@ def build(page: Page) -> None:
             gone = gr.Dropdown([], label="Take out", min_width=140)
             drop = gr.Button("Take out", min_width=90, elem_id="take-out")
             begin = gr.Button("Back to the first adapters", min_width=140)
+        refusal = gr.HTML("", elem_id="refusal", apply_default_css=False)
+        mend = gr.Button(MEND, visible=False, size="sm", elem_id="mend")
         verdict = gr.HTML("", elem_id="report", apply_default_css=False)
 
-    outputs = [*page.shared, base_note, place, gone, verdict]
+    outputs = [*page.shared, base_note, place, gone, refusal, mend, verdict]
 
-    def views(session: Session, fresh: bool) -> list:
-        names = [a.name for a in session.staged]
-        choices = [gr.update(choices=[NEW, *names], value=NEW), gr.update(choices=names, value=None)]
+    def views(session: Session, fresh: bool, refused: str = "") -> list:
+        names = [a.name for a in session.adapters]
+        choices = [gr.update(choices=[NEW, *names, actions.ALL], value=NEW), gr.update(choices=names, value=None)]
         return [
             *page.views(session, usual_columns(session) if fresh else None),
             _base(context),
             *choices,
-            _report(context, session),
+            refused,
+            gr.update(visible=bool(session.refused)),
+            _report(context, session.adapters),
         ]
 
-    def staged(session: Session, adapters) -> list:
+    def staged(session: Session, adapters, new=(), place: str = "") -> list:
+        """Use these, or tell why not and go on with those before. new: what came among them, and in whose place."""
         facts = actions.stage(context, session, adapters)
-        if not facts.ok:
-            gr.Warning("These adapters do not fit together; the report says why. The ones before stay in use.")
-        else:
+        if facts.ok:
             one = "One adapter is in use; load another to merge."
-            gr.Info("These adapters fit and are in use." if len(session.staged) > 1 else one)
-        return views(session, facts.ok)
+            gr.Info("These adapters fit and are in use." if len(session.adapters) > 1 else one)
+            return views(session, True)
+        actions.refuse(context, session, new, place)
+        gr.Warning("These adapters do not fit together; the report says why. The ones before stay in use.")
+        told = "<p><b>Refused, and not loaded:</b></p>"
+        return views(session, False, told + html.items([("bad", problem) for problem in facts.problems]))
 
-    def loaded(session, source, place, trusted):
+    def loaded(session, source, place):
         new = actions.read_source(context, session, source, place)
-        return staged(session, actions.put(context, session, new, place, trusted))
+        return staged(session, actions.put(context, session, new, place), new, place)
 
-    def uploaded(session, files, place, trusted):
+    def uploaded(session, files, place):
         try:
             new = actions.read_uploads(session, files, place)
-            return [*staged(session, actions.put(context, session, new, place, trusted)), None]
+            return [*staged(session, actions.put(context, session, new, place), new, place), None]
         except LabError as error:  # the field is emptied all the same, for the next file
             gr.Warning(str(error), duration=12)
             return [*[gr.skip()] * len(outputs), None]
@@ -92,7 +97,7 @@ def build(page: Page) -> None:
         return staged(session, context.adapters)
 
     def based(session, source):
-        gr.Info(f"The base is {actions.exchange_base(context, session, source)} now.")
+        gr.Info(actions.exchange_base(context, session, source))
         return views(session, True)
 
     def looked(session):
@@ -104,8 +109,9 @@ def build(page: Page) -> None:
 
     tab.select(looked, page.session, outputs, **PRIVATE)
     options = {**MODEL, "show_progress": "full"}
-    page.on([add.click, source.submit], loaded, [source, place, trusted], outputs, **options)
-    page.on(upload.upload, uploaded, [upload, place, trusted], [*outputs, upload], **options)
+    page.on([add.click, source.submit], loaded, [source, place], outputs, **options)
+    page.on(upload.upload, uploaded, [upload, place], [*outputs, upload], **options)
+    page.on(mend.click, lambda session: staged(session, actions.mend(context, session)), [], outputs, **options)
     page.on(drop.click, lambda session, name: staged(session, actions.take_out(session, name)), [gone], outputs, **options)
     page.on(begin.click, begun, [], outputs, **options)
     page.on(load_base.click, based, [base], outputs, **options)
@@ -125,10 +131,10 @@ def _span(span) -> str:
     return f"{span[0]:g}" if span[0] == span[1] else f"{span[0]:g} to {span[1]:g}"
 
 
-def _report(context, session: Session) -> str:
-    if not session.staged:
+def _report(context, adapters) -> str:
+    if not adapters:
         return html.dim("No adapters are loaded.")
-    facts = report(session.staged, context.engine.model)
+    facts = report(adapters, context.engine.model)
     rows = []
     for a in facts.adapters:
         bad = a.problem or any(repr(a.name) in problem for problem in facts.problems)

@@ -53,7 +53,7 @@ def build(page: Page) -> None:
             "### Other methods\nA method's merge (or router) becomes a column of Compare, and can be taken home. "
             "Methods that learn are in the tab Learn."
         )
-        static = sorted(name for name, m in METHODS.items() if m.recipe is None)
+        static = sorted(((m.label, name) for name, m in METHODS.items() if m.recipe is None), key=lambda one: one[0].lower())
         with gr.Row():
             method = gr.Dropdown(static, value="ties", label="Method", min_width=160, elem_id="method")
             weights = gr.Textbox(
@@ -69,9 +69,10 @@ def build(page: Page) -> None:
         def parameters(name):
             chosen = schema(name)
             gr.Markdown(f"{METHODS[name].summary} `{METHODS[name].formula}` ([source]({METHODS[name].paper}))")
-            with gr.Row():
+            with gr.Row(elem_id="set-parameters", elem_classes=[f"of-{name}"]):
                 made = [control(p) for p in chosen]
-            add = gr.Button(f"Add {name} as a column", elem_id="add-method")
+            title = METHODS[name].label
+            add = gr.Button(f"Add {title} as a column", elem_id="add-method")
 
             def added(session, columns, weights, rank, *values):
                 given = values_of(chosen, values)
@@ -87,13 +88,19 @@ def build(page: Page) -> None:
                     given,
                     read_weights(weights, len(session.adapters)),
                     rank=read_rank(rank),
-                    label=f"{name} ({told})" if told else name,
+                    label=f"{title} ({told})" if told else title,
                 )
                 gr.Info(f"{found} is a column of Compare now.")
                 return page.views(session, [*columns, found])
 
             inputs = [page.columns, weights, rank, *made]
             page.on(add.click, added, inputs, page.shared, **MODEL, show_progress="full")
+
+        with gr.Row():
+            several = gr.Dropdown(
+                static, multiselect=True, label="Several at once, each as it is", min_width=260, elem_id="several-methods", max_choices=12
+            )
+            add_all = gr.Button("Add these methods", min_width=120, elem_id="add-methods")
 
         remove = gr.Button("Remove the columns of other methods", min_width=120, size="sm", elem_id="remove-columns")
 
@@ -107,6 +114,15 @@ def build(page: Page) -> None:
         actions.remove_columns(context, session)
         return page.views(session, [c for c in columns if c in session.columns])
 
+    def added_all(session, columns, methods):
+        found, refused = actions.add_methods(context, session, methods)
+        if found:
+            gr.Info(f"{', '.join(found)}: columns of Compare now.")
+        for told in refused:
+            gr.Warning(told, duration=12)
+        return [*page.views(session, [*columns, *found]), []]
+
+    page.on(add_all.click, added_all, [page.columns, several], [*page.shared, several], **MODEL, show_progress="full")
     page.change(apply.click, actions.set_alphas, [page.text])
     page.on(draw.click, drawn, [page.skill, curve, low, high, seed], page.shared, **IN_LINE)
     page.change(use.click, actions.use_preset, [preset])

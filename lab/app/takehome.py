@@ -12,7 +12,7 @@ import numpy as np
 from lab.app.engine import Engine, shared_copy
 from lab.app.scratch import fresh_folder
 from lab.app.session import Routing, Session
-from lab.app.sources import clean_name
+from lab.app.sources import clean_name, shipped_skills
 from lab.errors import LabError
 from lab.export.card import base_code
 from lab.export.folders import export, fold_into
@@ -21,6 +21,20 @@ from lab.lora.peft_io import engine_rank, load, save
 from lab.lora.stacked import attach
 from lab.merging import METHODS
 from lab.merging.routing import save_router
+
+INPUTS = "adapters"  # folder of the adapters themselves, in their zip and in the commands
+
+
+def inputs_zip(session: Session) -> Path:
+    """The adapters that are loaded, as they are, as the zip of a folder INPUTS. Raises LabError."""
+    parent = fresh_folder()
+    session.need()
+    try:
+        for adapter in session.adapters:
+            save(parent / INPUTS / adapter.name, adapter)
+        return _packed(parent, INPUTS)
+    except (LabError, OSError) as error:
+        raise _not_written(parent, error) from error
 
 
 def as_zip(
@@ -49,18 +63,26 @@ def as_zip(
                 dtype=dtype,
                 pad_to_rank=engine_rank(adapter.rank) if pad else None,
             )
-        packed = parent / f"{name}.zip"
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-            for file in sorted((parent / name).rglob("*")):
-                if file.is_file():
-                    archive.write(file, Path(name) / file.relative_to(parent / name))
-        shutil.rmtree(parent / name)
-        return packed
+        return _packed(parent, name)
     except (LabError, OSError) as error:
-        shutil.rmtree(parent, ignore_errors=True)
-        if isinstance(error, LabError):
-            raise LabError(str(error).replace(str(parent), "the export")) from error
-        raise LabError(f"The export could not be written: {error.strerror}; free some space.") from error
+        raise _not_written(parent, error) from error
+
+
+def _packed(parent: Path, name: str) -> Path:
+    packed = parent / f"{name}.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted((parent / name).rglob("*")):
+            if file.is_file():
+                archive.write(file, Path(name) / file.relative_to(parent / name))
+    shutil.rmtree(parent / name)
+    return packed
+
+
+def _not_written(parent: Path, error: LabError | OSError) -> LabError:
+    shutil.rmtree(parent, ignore_errors=True)
+    if isinstance(error, LabError):
+        return LabError(str(error).replace(str(parent), "the export"))
+    return LabError(f"The export could not be written: {error.strerror}; free some space.")
 
 
 def _save_routing(engine: Engine, routing: Routing, folder: Path, dtype: str) -> None:
@@ -90,12 +112,17 @@ def read_recipe(text: str) -> dict:
     return recipe
 
 
+def inputs_of_recipe(recipe: Mapping) -> dict[str, str]:
+    """name -> digest of what went in, as far as a recipe tells."""
+    inputs = recipe.get("inputs")
+    listed = inputs if isinstance(inputs, list) else []
+    return {str(i.get("name")): str(i.get("digest") or "") for i in listed if isinstance(i, Mapping)}
+
+
 def apply_recipe(session: Session, recipe: Mapping) -> str:
     """Set the recipe's alphas, or add its method as a column; gives what was done. Raises LabError."""
     grid = session.need()
-    told = recipe.get("inputs", ())
-    told = told if isinstance(told, list | tuple) else ()
-    inputs = {str(i.get("name")): i.get("digest") for i in told if isinstance(i, Mapping)}
+    inputs = inputs_of_recipe(recipe)
     ours = {a.name: a.digest() for a in session.adapters}
     strange = [name for name in inputs if name not in ours]
     if strange:
@@ -125,18 +152,19 @@ def apply_recipe(session: Session, recipe: Mapping) -> str:
         parameters = dict(recipe.get("parameters", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise LabError("The recipe's weights or parameters are not readable.") from error
-    name = session.add(label, session.make(label, parameters, given, recipe.get("rank")))
+    title = METHODS[label].label if label in METHODS else label
+    name = session.add(title, session.make(label, parameters, given, recipe.get("rank")))
     return f"{name} is a column of Compare now.{note}"
 
 
 def commands(session: Session, column: str, base: str) -> str:
     """Shell commands that make the same again. base: as it may be shown."""
-    given = [f"{a.name}={session.sources.get(a.name, 'PATH/TO/' + a.name)}" for a in session.adapters]
+    given = [f"{a.name}={session.sources.get(a.name, f'{INPUTS}/{a.name}')}" for a in session.adapters]
     on = ["--base", base]
     recipe = session.merged(column).recipe if column != "base" else {}
-    method, out = recipe.get("method"), ["--out", f"{clean_name(column)}/"]
+    method, out = recipe.get("method"), ["--out", clean_name(f"{column}-adapter") + "/"]
     if column == "base" or column in session.need().skills:
-        return f"python -m lab inspect {shlex.join([*given, *on])}"
+        return f"{_unpacking(session)}python -m lab inspect {shlex.join([*given, *on])}"
     if "learning" in recipe:
         facts = recipe["learning"]
         line = ["learn", *given, *on, "--method", str(method), *_options(recipe.get("parameters", {}), "seed")]
@@ -162,19 +190,29 @@ def commands(session: Session, column: str, base: str) -> str:
         if "stopped_after" in recipe.get("learning", {})
         else ""
     )
-    return f"python -m lab {shlex.join(line)}{note}"
+    return f"{_unpacking(session)}python -m lab {shlex.join(line)}{note}"
+
+
+def _unpacking(session: Session) -> str:
+    """A remark on the adapters that came from uploads."""
+    uploaded = [a.name for a in session.adapters if a.name not in session.sources]
+    return f"# {INPUTS}/: export the adapters themselves, and unpack their zip here\n" if uploaded else ""
 
 
 def papermill_command(session: Session, column: str, base: str) -> str:
-    """The notebook that makes and tests this method with all its controls."""
+    """The notebook that makes and tests this method with all its controls, on the skills that it trains itself."""
     recipe = session.merged(column).recipe if column != "base" else {}
-    method = str(recipe.get("method", ""))
-    methods = ["base", *session.need().skills, "cat_static"]
-    if method and method not in methods:
+    own = {a.name: a.digest() for a in session.adapters}
+    if base != "embedded" or own != {a.name: a.digest() for a in shipped_skills()}:
+        return "# The section's notebook trains skills of its own; with these adapters the command above is what repeats this."
+    methods = [*dict.fromkeys(["base", "maths", "code", "cat"])]
+    method, alphas = str(recipe.get("method", "")), recipe.get("alphas", "")
+    if method and not alphas and method not in methods:
         methods.append(method)
-    on = f" -p base {shlex.quote(base)}" if base != "embedded" else ""
-    told = shlex.quote(f"methods: [{', '.join(methods)}]")
-    return f"papermill notebooks/s5_1_math_code.ipynb out.ipynb{on} -y {told}"
+    words = ["papermill", "notebooks/s5_1_math_code.ipynb", "out.ipynb", "-y", f"methods: [{', '.join(methods)}]"]
+    if alphas:
+        words += ["-p", "alphas", alphas.replace("\n", "; ")]
+    return shlex.join(words)
 
 
 def _options(parameters: Mapping, *without: str) -> list[str]:
@@ -185,11 +223,11 @@ def _options(parameters: Mapping, *without: str) -> list[str]:
     return words
 
 
-def snippet(session: Session, column: str, base: str) -> str:
-    """Python that loads the export: an adapter with PEFT, a router by this project."""
-    name, load = clean_name(f"{column}-adapter"), base_code(base)
+def snippet(session: Session, column: str, base: str, *, folded: bool = False, prompt: str = "Hello") -> str:
+    """Python that loads the export and asks it: an adapter by PEFT, a whole model by transformers, a router by this project."""
+    name = clean_name(f"{column}-{'model' if folded else 'adapter'}")
     ask = [
-        'prompt = tokenizer("Question: …\\nProgram:\\n", return_tensors="pt")',
+        f"prompt = tokenizer({prompt!r}, return_tensors=\"pt\")",
         "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))",
     ]
     found = session.others.get(column)
@@ -198,10 +236,13 @@ def snippet(session: Session, column: str, base: str) -> str:
             "from lab.lora.peft_io import load",
             "from lab.lora.stacked import attach",
             "from lab.merging.routing import load_router",
-            *load,
+            *base_code(base),
             f'skills = [load(f"{name}/skills/{{skill}}") for skill in {[a.name for a in found.adapters]}]  # the unpacked zip',
             f'load_router("{name}/router", attach(model, skills))',
         ]
+    elif folded:
+        lines = base_code(name)
+        lines[-1] += "  # the unpacked zip"
     else:
-        lines = ["from peft import PeftModel", *load, f'model = PeftModel.from_pretrained(model, "{name}")  # the unpacked zip']
+        lines = ["from peft import PeftModel", *base_code(base), f'model = PeftModel.from_pretrained(model, "{name}")  # the unpacked zip']
     return "\n".join([*lines, *ask, ""])

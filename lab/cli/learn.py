@@ -1,7 +1,6 @@
 """`python -m lab learn`: a merge's coefficients, or a router, on a little data."""
 
 import glob
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +26,10 @@ def learn(arguments: Sequence[str]) -> int:
         "learn",
         "Learn the coefficients of a merge (or a router) on a little of the skills' own data, on a frozen base. Rows\n"
         "that are held out choose the learning rate. After an interruption the same command continues.",
-        'rows: JSON lines with two texts each, {"prompt": …, "completion": …}; one file that mixes the skills, or one\n'
-        'per skill, of which equally many rows are taken. "world" is the embedded world\'s own maths and code. A\n'
-        "method may want rows of the target task instead (lorahub), or look at prompts only (adamerging): see its help.\n\n"
+        'rows: JSON lines with two texts each, {"prompt": …, "completion": …}, or chats, {"messages": [{"role": "user", "content": …},\n'
+        '{"role": "assistant", "content": …}]}; one file that mixes the skills, or one per skill (called as the adapter is: some\n'
+        'methods need to know), of which equally many rows are taken. "world" is the embedded world\'s own maths and code. A method may\n'
+        "want rows of the target task instead (lorahub), or look at prompts only (adamerging): see its help.\n\n"
         "examples:\n"
         "  python -m lab learn maths/ code/ --method cat --data mix.jsonl --out merged/\n"
         "  python -m lab learn maths/ code/ --base embedded --method cat --data world --rates 0.1 --out merged/\n\n"
@@ -45,6 +45,7 @@ def learn(arguments: Sequence[str]) -> int:
         "--rows", type=whole, metavar="N",
         help="at most so many rows of each file or skill (default: all, of world 400)",
     )
+    parser.add_argument("--chat", action="store_true", help="put prompts as a user's turn in the base's chat template")
     parser.add_argument(
         "--max-tokens", type=whole, default=512, metavar="N", help="rows are cut to so many tokens (default 512)"
     )
@@ -71,6 +72,7 @@ def learn(arguments: Sequence[str]) -> int:
     from lab.lora.stacked import attach
     from lab.merging import build, learn
     from lab.merging.routing import save_router
+    from lab.tasks.own import example
     from lab.training.lora import encode_examples
 
     router = method.kind == "router"
@@ -84,7 +86,7 @@ def learn(arguments: Sequence[str]) -> int:
     check_free(options.out, options.overwrite)
     check_several(options.adapters)
     if method.recipe is not None:
-        examples, digests = _examples(options.data, options.rows or method.recipe.rows, options.seed)
+        given, digests = _rows(options.data, options.rows or method.recipe.rows, options.seed)
     adapters, report = load_all(options.adapters, options.base)
     base = options.base or next((adapter.base for adapter in adapters if adapter.base), "")
     if not base:
@@ -102,12 +104,15 @@ def learn(arguments: Sequence[str]) -> int:
             save_router(out, build(method.name, stack, **parameters), overwrite=options.overwrite)
         print(f"{method.name} needs no learning; its router is in {out}.")
         return 0
-    rows = encode_examples(tokenizer, examples, options.max_tokens)
+    world = "world" in digests
+    asked = [(name, row if world else example(row, tokenizer, options.chat)) for name, row in given]
+    asked = [replace(e, metadata={**e.metadata, "skill": name}) for name, e in asked]
+    rows = encode_examples(tokenizer, asked, options.max_tokens, options.chat and world)
     settings = {
         "rates": options.rates, "batch_size": options.batch_size, "epochs": options.epochs, "steps": options.steps,
         "seed": options.seed, "precision": options.precision, "parameters": parameters,
     }  # fmt: skip
-    data = [[row.ids, row.prompt_length] for row in rows]
+    data = [[row.ids, row.prompt_length, row.skill] for row in rows]
     key = content_hash(method.name, settings, [adapter.digest() for adapter in adapters], data, base)
     checkpoint = out.parent / f".{out.name}.{key[:12]}.checkpoint"
     found = learn.learn(
@@ -134,46 +139,23 @@ def learn(arguments: Sequence[str]) -> int:
     return 0
 
 
-def read_pairs(path: Path) -> list[tuple[int, str, str]]:
-    """(line, prompt, completion) of a JSONL file. Raises LabError naming file and line of the first bad row."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise LabError(f"The data file {path} cannot be read: {error.strerror}; name a JSONL file.") from error
-    except UnicodeDecodeError as error:
-        raise LabError(f"The data file {path} is not UTF-8 text; save it as UTF-8.") from error
-    pairs = []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also split inside texts
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise LabError(f"{path}, line {number}: not valid JSON ({error.msg}); one object per line.") from error
-        for field in ("prompt", "completion"):
-            if not isinstance(row, dict) or not isinstance(row.get(field), str):
-                raise LabError(f"{path}, line {number}: the field {field!r} is missing or no text.")
-        pairs.append((number, row["prompt"], row["completion"]))
-    if not pairs:
-        raise LabError(f"The data file {path} has no rows.")
-    return pairs
-
-
-def _examples(sources: Sequence[str], count: int | None, seed: int):
-    """Rows of every source, equally many of each, and what names the data in the recipe."""
+def _rows(sources: Sequence[str], count: int | None, seed: int) -> tuple[list, dict]:
+    """Rows of every source, equally many of each (of the embedded world as Examples), each with the source's name, and what names the
+    data in the recipe."""
     import hashlib
-
-    from lab.tasks import Example
 
     if sources == ["world"]:
         from lab.tasks import code, maths
 
-        parts = [task.load("world", "calibration", count or 400, seed) for task in (maths.TASK, code.TASK)]
-        return [example for part in parts for example in part], {"world": f"seed {seed}"}
+        tasks = (maths.TASK, code.TASK)
+        parts = [(task.name, task.load("world", "calibration", count or 400, seed)) for task in tasks]
+        return [(name, example) for name, part in parts for example in part], {"world": f"seed {seed}"}
+    from lab.tasks.own import rows_to_learn
+
     parts, digests = [], {}
     for source in sources:
         path = Path(source).expanduser()
-        parts.append([Example(f"{path.name}:{line}", *texts, "") for line, *texts in read_pairs(path)])
+        parts.append([(path.stem, row) for row in rows_to_learn(path)])
         digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     share = min([len(part) for part in parts] + ([count] if count else []))
-    return [example for part in parts for example in part[:share]], digests
+    return [row for part in parts for row in part[:share]], digests

@@ -13,17 +13,23 @@ from lab.errors import LabError
 
 COMMANDS = {
     "methods": "list every merging method with its source and formula",
+    "train": "train a skill, a LoRA adapter, on rows of your own",
     "inspect": "tell what adapters are, what fits together, and which methods are open to them",
     "merge": "merge adapters by a static method into an adapter, or into a base model",
     "learn": "learn a merge's coefficients (or a router) on a little data",
+    "evaluate": "ask a base, adapters and merges rows with answers; what a merge keeps of each skill",
+    "compare": "merge adapters by several methods and ask them the same rows",
+    "records": "look up what was run and measured",
     "results": "run the sections' notebooks and make the pages",
     "plan": "tell what a preset will fetch, need and take, without fetching anything",
 }
 EXAMPLES = """examples:
+  python -m lab train maths.jsonl --base owner/base --out maths/
   python -m lab methods
   python -m lab inspect maths/ code/ --base owner/base
   python -m lab merge maths/ code/ --method ties --density 0.3 --out merged/
   python -m lab learn maths/ code/ --method cat --data maths.jsonl code.jsonl --out merged/
+  python -m lab evaluate maths/ code/ merged/ --data maths=maths_test.jsonl code=code_test.jsonl --out scores/
 
 python -m lab COMMAND --help tells each command's options."""
 
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "; the same command continues where it stopped" if command in ("learn", "results") else ""
+        again = "; the same command continues where it stopped" if command in ("train", "learn", "evaluate", "compare", "results") else ""
         print(f"interrupted{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

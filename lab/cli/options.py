@@ -189,6 +189,7 @@ number = _typed(float, lambda value: True, "a number")
 integer = _typed(int, lambda value: True, "a whole number")
 whole = _typed(int, lambda value: value >= 1, "a whole number of 1 or more")
 natural = _typed(int, lambda value: value >= 0, "a whole number of 0 or more")
+share = _typed(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 positive = _typed(float, lambda value: 0 < value < math.inf, "a number above 0")
 
 

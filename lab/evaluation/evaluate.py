@@ -55,32 +55,41 @@ def evaluate(
     """Answer the examples' prompts with the model as it stands (an adapter attached, folded or none) and score the answers.
 
     Where examples have choices, their rows get one more score, "likelihood": whether the choice that the model finds most likely
-    is right. remember: keeps what the model said, under all that decided it but the model itself.
+    is right. A task of 0 new tokens writes nothing: its answers are these choices. remember: keeps what the model said, under all
+    that decided it but the model itself.
     """
     remember = remember or (lambda kind, asked, make: make(None))
     started = time.monotonic()
     if decoding.chat:
         examples = [in_chat(tokenizer, example) for example in examples]
     prompts = [example.prompt for example in examples]
-    options = {
-        "max_new_tokens": decoding.max_new_tokens or task.max_new_tokens, "stop": task.stop, "temperature": decoding.temperature,
-        "top_p": decoding.top_p, "seed": decoding.seed,
-    }  # fmt: skip
-    sampled = {"batch_size": decoding.batch_size} if decoding.temperature else {}  # each batch draws from its own seed
-    ends = {"ends": found} if (found := further_ends(model, tokenizer)) else {}
-    completions = remember(
-        "answers", {"prompts": content_hash(prompts), "decoding": options | sampled | ends},
-        lambda partial: generate(model, tokenizer, prompts, partial=partial, label=label, batch_size=decoding.batch_size, **options),
-    )  # fmt: skip
-    answered = time.monotonic()
-    verdicts = task.score(completions, examples)
-    if chosen := [i for i, example in enumerate(examples) if example.choices]:
+
+    def write() -> list[str]:
+        options = {
+            "max_new_tokens": decoding.max_new_tokens or task.max_new_tokens, "stop": task.stop, "temperature": decoding.temperature,
+            "top_p": decoding.top_p, "seed": decoding.seed,
+        }  # fmt: skip
+        sampled = {"batch_size": decoding.batch_size} if decoding.temperature else {}  # each batch draws from its own seed
+        ends = {"ends": found} if (found := further_ends(model, tokenizer)) else {}
+        return remember(
+            "answers", {"prompts": content_hash(prompts), "decoding": options | sampled | ends},
+            lambda partial: generate(model, tokenizer, prompts, partial=partial, label=label, batch_size=decoding.batch_size, **options),
+        )  # fmt: skip
+
+    def choose(chosen: Sequence[int]) -> list[str]:
+        """Of the examples at these places, the most likely choice each."""
         texts, choices = [prompts[i] for i in chosen], [examples[i].choices for i in chosen]
         places = remember(
             "choices", {"prompts": content_hash(texts, choices)},
             lambda _: most_likely(model, tokenizer, texts, choices, batch_size=decoding.batch_size, label=f"{label}, choices"),
         )  # fmt: skip
-        likely = task.score([given[place] for given, place in zip(choices, places, strict=True)], [examples[i] for i in chosen])
+        return [given[place] for given, place in zip(choices, places, strict=True)]
+
+    completions = write() if task.max_new_tokens else choose(range(len(examples)))
+    answered = time.monotonic()
+    verdicts = task.score(completions, examples)
+    if task.max_new_tokens and (chosen := [i for i, example in enumerate(examples) if example.choices]):
+        likely = task.score(choose(chosen), [examples[i] for i in chosen])
         verdicts = list(verdicts)
         for i, by_likelihood in zip(chosen, likely, strict=True):
             verdicts[i] = replace(verdicts[i], extras={**verdicts[i].extras, "likelihood": by_likelihood.score})

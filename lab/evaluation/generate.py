@@ -38,7 +38,7 @@ def generate(
     if any(not prompt for prompt in prompts):
         raise LabError("A prompt is empty; write something.")
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = room(model)
     if longest is not None and max(map(len, encoded)) + max_new_tokens > longest:
         raise LabError(
             f"A prompt of {max(map(len, encoded))} tokens and {max_new_tokens} new ones exceed the model's {longest}; shorten it."
@@ -87,6 +87,11 @@ def _begun(partial: Path | None) -> list[list[str]]:
     except (OSError, ValueError, TypeError):
         warnings.warn(f"The interrupted answers {partial} are damaged: all are made again.", stacklevel=3)
         return []
+
+
+def room(model) -> int | None:
+    """How many tokens the model reads, None where its configuration does not say; of a model of several parts, its language model."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def end_tokens(model, tokenizer) -> list[int]:

@@ -8,7 +8,8 @@ from torch import nn
 from tqdm import tqdm
 
 from lab.errors import LabError
-from lab.training.loop import IGNORED, Batch, Encoded, collate, encode, labelled_logits
+from lab.evaluation.generate import room
+from lab.training.loop import IGNORED, Encoded, collate, encode, labelled_logits
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def likelihoods(
         rows = [Encoded(row.ids[:-1], row.prompt_length) for row in rows]
         if any(len(row.ids) == row.prompt_length for row in rows):
             raise LabError("A choice is empty; write something, or score its end as well.")
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = room(model)
     tokens = max((len(row.ids) for row in rows), default=0)
     if longest is not None and tokens > longest:
         raise LabError(f"A prompt and its choice have {tokens} tokens, the model reads {longest}; shorten them.")
@@ -43,13 +44,13 @@ def likelihoods(
     found = [Likelihood(0.0, 0)] * len(rows)
     for start in tqdm(range(0, len(order), batch_size), desc=label, mininterval=2.0, leave=False):
         chunk = order[start : start + batch_size]
-        batch = collate([rows[i] for i in chunk], tokenizer.pad_token_id)
-        batch = Batch(*(t.to(model.device) for t in (batch.input_ids, batch.labels, batch.attention_mask)))
+        batch = collate([rows[i] for i in chunk], tokenizer.pad_token_id).to(model.device)
         logits, labels = labelled_logits(model, batch)
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
         counts = (batch.labels[:, 1:] != IGNORED).sum(1).tolist()
-        for i, row in zip(chunk, losses.split(counts), strict=True):
-            found[i] = Likelihood(-float(row.sum()), len(row))
+        totals = torch.stack([row.sum() for row in losses.split(counts)]).tolist()  # one wait for a GPU, not one per row
+        for i, total, tokens in zip(chunk, totals, counts, strict=True):
+            found[i] = Likelihood(-total, tokens)
     ordered = iter(found)
     return [[next(ordered) for _ in given] for given in choices]
 

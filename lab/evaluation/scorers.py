@@ -200,19 +200,24 @@ def score_final_number(completion: str, answer: str) -> Verdict:
         raise LabError(
             f"The answer {answer!r} is not a number; worked solutions are scored by their final number."
         )
-    marker = _MARKER.search(completion)
-    marked = _NUMBER.findall(completion[marker.end() :].split("\n", 1)[0]) if marker else []
-    found = marked[:1] or _NUMBER.findall(completion)[-1:]
+    found = stated_number(completion)
     if not found:
         return Verdict("wrong", 0.0, "", {"relative": 0.0})
-    value = _number(found[0].replace(",", ""))
+    value = _number(found.replace(",", ""))
     right = value is not None and _absolutely_close(value, gold)
     return Verdict(
         "right" if right else "wrong",
         float(right),
-        found[0],
+        found,
         {"relative": float(value is not None and _relatively_close(value, gold))},
     )
+
+
+def stated_number(text: str) -> str:
+    """The number that a worked solution ends in, as it is written; "" where there is none. See score_final_number."""
+    marker = _MARKER.search(text)
+    marked = _NUMBER.findall(text[marker.end() :].split("\n", 1)[0]) if marker else []
+    return next(iter(marked[:1] or _NUMBER.findall(text)[-1:]), "")
 
 
 def _literal(text: str) -> object:

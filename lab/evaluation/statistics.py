@@ -6,11 +6,12 @@ seed and method. NaN (or None) marks an unscored problem; it is left out for all
 remain. All intervals are 95 %.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-import scipy  # its parts are imported when they are asked for
 
 from lab.errors import LabError
 
@@ -67,14 +68,31 @@ class SuperLinearity:
     super_linear: bool
 
 
+@dataclass(frozen=True)
+class Retention:
+    """What a merge keeps of a skill, on the skill's own problems.
+
+    difference: merge minus skill, with its paired test. kept: the share of the skill's gain over the base that the merge has too, with
+    low and high (95 %, resampled by problem); None where the skill is not clearly above the base, so that there is no gain to keep.
+    """
+
+    difference: Comparison
+    kept: float | None
+    low: float | None
+    high: float | None
+
+
 def proportion_interval(successes: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a proportion. Raises LabError unless 0 <= successes <= n and n > 0."""
     if not (n > 0 and 0 <= successes <= n):
         raise LabError(
             f"{successes} successes of {n} is not a proportion; both must be counts and n at least 1."
         )
-    interval = scipy.stats.binomtest(int(successes), int(n)).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
+    z2 = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) ** 2
+    middle, half = successes + z2 / 2, math.sqrt(z2 * (successes * (n - successes) / n + z2 / 4))
+    # The bounds of none and of all are exact, whatever rounding says.
+    low, high = (middle - half) / (n + z2), (middle + half) / (n + z2)
+    return (float(low) if successes else 0.0), (float(high) if successes < n else 1.0)
 
 
 def mean_interval(scores: Sequence | np.ndarray) -> Estimate:
@@ -100,6 +118,8 @@ def paired_test(
     together. The test speaks of these seeds; the interval of the difference also holds for new ones. Problems
     unscored for either method are left out of both.
     """
+    import scipy.stats  # here, as below: a proportion's interval needs none of it
+
     first, second = _table(a), _table(b)
     if first.shape != second.shape:
         raise LabError(
@@ -130,6 +150,25 @@ def paired_test(
     return Comparison(
         _estimate(difference, unscored, (low - high, high - low)), float(min(p_value, 1.0)), test, wins, losses
     )
+
+
+def retention(
+    base: Sequence | np.ndarray, skill: Sequence | np.ndarray, merged: Sequence | np.ndarray, *, resamples: int = 4999, seed: int = 0
+) -> Retention:
+    """Scores of base, skill and merge on the skill's own problems, each of shape (problems,) or (seeds, problems)."""
+    difference, gain = paired_test(merged, skill), paired_test(skill, base)
+    if not gain.difference.low > 0:
+        return Retention(difference, None, None, None)
+    tables, _ = _scored(np.stack([_table(base), _table(skill), _table(merged)]))
+    by_problem = tables.mean(axis=1)  # (3, problems)
+    draws = np.random.default_rng(seed).integers(by_problem.shape[1], size=(resamples, by_problem.shape[1]))
+    means = np.stack([row[draws].mean(axis=1) for row in by_problem])
+    gained = means[1] - means[0]
+    shares = ((means[2] - means[0])[gained > 0]) / gained[gained > 0]
+    rest = (1 - CONFIDENCE) / 2
+    own = by_problem.mean(axis=1)
+    low, high = np.quantile(shares, [rest, 1 - rest])
+    return Retention(difference, float((own[2] - own[0]) / (own[1] - own[0])), float(low), float(high))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -218,6 +257,8 @@ def _estimate(table: np.ndarray, unscored: int, bounds: tuple[float, float]) -> 
         variance = total / (seeds * n)
         freedom = total**2 / below if below > 0 else n - 1
         method = "t over seeds and problems"
+    import scipy.stats
+
     half = float(scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * np.sqrt(variance))
     lowest, highest = bounds
     return Estimate(mean, max(lowest, mean - half), min(highest, mean + half), n, seeds, unscored, method)

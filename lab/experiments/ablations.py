@@ -22,8 +22,8 @@ from lab.evaluation.evaluate import evaluate
 from lab.experiments.candidates import Candidate, describe
 from lab.experiments.context import Entry, RunContext, asked_digest, open_contexts
 from lab.experiments.presets import Preset
-from lab.experiments.section import Section
-from lab.files import content_hash, lock, write_atomic
+from lab.experiments.section import Section, title_of
+from lab.files import clear_leftovers, content_hash, lock, write_atomic
 from lab.lora.adapter import LoraAdapter
 from lab.lora.stacked import folded
 from lab.merging import METHODS, get_method, learn, merge
@@ -77,6 +77,7 @@ def sweep(
             }  # fmt: skip
         missing = [point for point in points if _name(point) not in done]
         done_by_adapter = {line["adapter"]: line for line in done.values()}
+        clear_leftovers(file)
         for point in tqdm(missing, desc=f"{method}, {len(points)} points", mininterval=2.0):
             line = _score(context, method, point, examples, done_by_adapter)
             done[_name(point)] = done_by_adapter[line["adapter"]] = line
@@ -172,7 +173,7 @@ def learned_against_static(sections: Mapping[str, Sequence[RunRecord]], paper: M
         shown = tables.format_table(tables.result_table(records, reference="cat_static"))
         shown = shown.filter(regex="^right|^difference|^p |^n ")
         said = [f"{paper[title]:+g}" if name == describe("cat").label and title in paper else "" for name in shown.index]
-        parts[section_title(title)] = shown.assign(**{"paper, points": said})
+        parts[title_of(title)] = shown.assign(**{"paper, points": said})
     return pd.concat(parts)
 
 
@@ -226,7 +227,7 @@ def finding(
         learned = tables.result_table(records, reference="cat_static").loc["cat"]
         points = [_signed(100 * learned[column]) for column in ("difference", "difference_low", "difference_high")]
         parts.append(
-            f"{section_title(name)}: learned CAT is {points[0]} points ({points[1]} to {points[2]}) from static CAT"
+            f"{title_of(name)}: learned CAT is {points[0]} points ({points[1]} to {points[2]}) from static CAT"
         )
     for table in sweeps:
         said = []
@@ -240,11 +241,6 @@ def finding(
             f"{said[1]}"
         )
     return "; ".join(parts) + "."
-
-
-def section_title(name: str) -> str:
-    """Of "s5_1_math_code": "5.1 math code"."""
-    return name.removeprefix("s").replace("_", ".", 1).replace("_", " ")
 
 
 def _points(section: Section, method: str, grid: Grid) -> list[dict]:

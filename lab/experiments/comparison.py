@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,24 +37,25 @@ def check(section: Section, preset: Preset, methods: Sequence[str], needs: Seque
 
 def compare(
     section: Section, preset: Preset, methods: Sequence[str], seeds: Sequence[int], problems: int, *, out: Path, artifacts: Path,
-    others: Mapping[str, Candidate] = {},
+    others: Mapping[str, Candidate] = {}, on_record: Callable[[RunRecord], None] = lambda record: None,
 ) -> list[RunRecord]:  # fmt: skip
     """Make, ask, score and record every method for every seed; what is on record already is not done again.
 
     problems: test problems of the target. out: folder of the records. artifacts: folder of the store. others: candidates of this
-    run alone, by name (a sweep's choices).
+    run alone, by name (a sweep's choices). on_record: told each record when it is there.
     """
     if problems < 1:
         raise LabError(f"problems is {problems}; give 1 or more.")
     if not seeds:
         raise LabError("There are no seeds; give at least one.")
     candidates = [others.get(name) or find(name, section) for name in methods]
-    return [
-        _record(context, candidate, problems, out)
-        for context in open_contexts(section, preset, seeds, artifacts)
-        for candidate in candidates
-        if not (candidate.seedless and context.seed != seeds[0])
-    ]
+    found = []
+    for context in open_contexts(section, preset, seeds, artifacts):
+        for candidate in candidates:
+            if not (candidate.seedless and context.seed != seeds[0]):
+                found.append(_record(context, candidate, problems, out))
+                on_record(found[-1])
+    return found
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def record_key(context: RunContext, name: str, entry: Entry, asked: Asked) -> st
     # What a router's effective support is measured on is cut at max_tokens.
     shown = [context.section.passed_on, context.preset.max_tokens]
     asked_of_all = asked.digests(context.section.target)
-    return content_hash(name, context.seed, dict(entry.key), asked_of_all, list(asked.shots), context.decoding_key, shown)
+    shots = [context.section.target.template, *asked.shots] if asked.shots else []  # the template puts them into words
+    return content_hash(name, context.seed, dict(entry.key), asked_of_all, shots, context.decoding_key, shown)
 
 
 def data_digest(context: RunContext, asked: Asked) -> str:

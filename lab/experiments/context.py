@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from lab.errors import LabError
-from lab.evaluation.evaluate import Decoding, Evaluation, evaluate
+from lab.evaluation.evaluate import Decoding, Evaluation, Remember, evaluate
 from lab.evaluation.generate import further_ends
 from lab.experiments.presets import Preset
 from lab.experiments.section import Section
@@ -117,7 +117,9 @@ class RunContext:
         sizes = [len(self.examples(task, "train", self.preset.train_rows)) for task in tasks]
         count = max(2, int(min(sizes) * self.preset.coefficient_share))
         parts = [self.examples(task, "calibration", count) for task in tasks]
-        return [e for part in parts for e in part[: min(map(len, parts))]]
+        least = min(map(len, parts))
+        named = [(task.name, example) for task, part in zip(tasks, parts, strict=True) for example in part[:least]]
+        return [dataclasses.replace(e, metadata={**e.metadata, "skill": name}) for name, e in named]
 
     @cached_property
     def coefficient_rows(self) -> list[Encoded]:
@@ -245,19 +247,25 @@ class RunContext:
 
     def ask(self, what: LoraAdapter | Routed | None, task: Task, examples: Sequence[Example], label: str) -> Evaluation:
         """The examples answered by the base with this adapter or router and scored; what was answered before is in the store."""
-        adapter = what.digest() if what else ""
-
-        def remember(kind: str, asked: Mapping, make: Callable[[Path | None], list]) -> list:
-            def keep(folder: Path, checkpoint: Path) -> None:
-                with applied(self.model, what):
-                    write_atomic(folder / f"{kind}.json", json.dumps(make(checkpoint)))
-
-            def read(folder: Path) -> list:
-                return json.loads((folder / f"{kind}.json").read_text())
-
-            return self.store.get(kind, {**self.on_base, "adapter": adapter, **asked}, keep, read)
-
+        remember = remembering(self.store, self.model, what, self.on_base)
         return evaluate(self.model, self.tokenizer, task, examples, self.decoding, remember=remember, label=label)
+
+
+def remembering(store: Store, model, what: LoraAdapter | Routed | None, on_base: Mapping) -> Remember:
+    """What keeps the answers of the model with this adapter or router in a store. on_base: all that decides them beside these."""
+    adapter = what.digest() if what else ""
+
+    def remember(kind: str, asked: Mapping, make: Callable[[Path | None], list]) -> list:
+        def keep(folder: Path, checkpoint: Path) -> None:
+            with applied(model, what):
+                write_atomic(folder / f"{kind}.json", json.dumps(make(checkpoint)))
+
+        def read(folder: Path) -> list:
+            return json.loads((folder / f"{kind}.json").read_text())
+
+        return store.get(kind, {**on_base, "adapter": adapter, **asked}, keep, read)
+
+    return remember
 
 
 def open_contexts(section: Section, preset: Preset, seeds: Sequence[int], artifacts: Path) -> list[RunContext]:

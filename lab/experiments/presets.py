@@ -145,6 +145,12 @@ def get_preset(name: str, **changes) -> Preset:
     return PRESETS[name].change(**changes)
 
 
+def preset_for(base: str, *, dtype: str = "float32", chat: bool = False) -> Preset:
+    """The preset of a base; one called "own", of these facts and longer rows, for a base that none is for."""
+    found = next((preset for preset in PRESETS.values() if preset.base == base), None)
+    return found or Preset("own", base, "world", dtype=dtype, targets=ALL_LINEAR, max_tokens=512, chat=chat)
+
+
 def configure(
     name: str, base: str = "", data: str = "", settings: Mapping[str, object] | None = None, section: Mapping[str, Mapping] = {}
 ) -> Preset:

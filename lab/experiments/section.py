@@ -1,5 +1,6 @@
 """A section of the paper as data."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -27,5 +28,9 @@ class Section:
 
     @property
     def title(self) -> str:
-        """ "5.1 math code" of s5_1_math_code."""
-        return self.name.removeprefix("s").replace("_", ".", 1).replace("_", " ")
+        return title_of(self.name)
+
+
+def title_of(name: str) -> str:
+    """ "5.1 math code" of s5_1_math_code, "x3 methods" of x3_methods."""
+    return re.sub(r"^s(\d+)_(\d+)_", r"\1.\2 ", name).replace("_", " ")

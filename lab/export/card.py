@@ -72,9 +72,15 @@ def _front_matter(base: str, is_adapter: bool, recipe: Mapping) -> str:
     lines = [f"base_model: {json.dumps(base)}"] if _is_hub_id(base) else []  # the Hub refuses other names
     lines.append(f"library_name: {'peft' if is_adapter else 'transformers'}")
     lines.append("pipeline_tag: text-generation")
-    tags = [*(["lora"] if is_adapter else []), "merge", *([recipe["method"]] if recipe.get("method") else [])]
+    merged = [] if _trained(recipe) else ["merge", *([recipe["method"]] if recipe.get("method") else [])]
+    tags = [*(["lora"] if is_adapter else []), *merged]
     lines += ["tags:", *(f"- {json.dumps(tag)}" for tag in tags)]
     return "\n".join(["---", *lines, "---"])
+
+
+def _trained(recipe: Mapping) -> bool:
+    """Whether the recipe tells of a skill that was trained, and of no merge."""
+    return bool(recipe.get("learning")) and not recipe.get("method")
 
 
 def _is_hub_id(base: str) -> bool:
@@ -87,7 +93,9 @@ def _what(method, recipe: Mapping, base: str, rank: int | None) -> str:
     on = f" for the base model `{base}`" if base else ""
     whole = f"The base model `{base}` with a merge folded in"
     what = f"An ordinary PEFT LoRA adapter of rank {rank}{on}" if rank else whole
-    by = f" by [{method.name}]({method.paper})" if method else ""
+    if _trained(recipe):
+        return f"{what}, trained on {_and(list(recipe['learning']['data']))}."
+    by = f" by [{method.label}]({method.paper})" if method else ""
     return f"{what}: a merge{of}{by}."
 
 
@@ -104,7 +112,9 @@ def _how(method, recipe: Mapping, folded: bool) -> str:
     for name, value in recipe.get("learning", {}).items():
         if value or value == 0:
             rows.append((name.replace("_", " "), _listed(value) if isinstance(value, Mapping) else _short(value)))
-    if recipe.get("discarded_energy"):
+    if _trained(recipe):
+        pass
+    elif recipe.get("discarded_energy"):
         share = 100 * recipe["discarded_energy"]["total"]
         rows.append(("discarded energy", f"{share:.3g} % of Σ‖ΔW‖², cut by truncation"))
     else:
@@ -125,8 +135,10 @@ def _coefficients(recipe: Mapping) -> str:
     if len(recipe["skills"]) > SHOWN:
         return f"{len(recipe['skills'])} per module, in [recipe.json](recipe.json)."
     lines = ["| skill | mean | smallest | largest |", "|---|---|---|---|"]
+    lacks = {item["name"]: set(item.get("lacks", ())) for item in recipe.get("inputs", ())}
     for skill, row in zip(recipe["skills"], recipe["coefficients"], strict=True):
-        row = torch.as_tensor(row)
+        absent = lacks.get(skill.partition("[")[0], ())  # one rank of a skill is called "maths[3]"
+        row = torch.as_tensor([value for module, value in zip(recipe["modules"], row, strict=True) if module not in absent])
         lines.append(f"| {_cell(skill)} | {row.mean():.4g} | {row.min():.4g} | {row.max():.4g} |")
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from lab.export.gguf import FILE, adapter_gguf
 from lab.export.report import SetReport, base_config
 from lab.files import atomic_folder, could_not_write, write_atomic
 from lab.lora.adapter import LoraAdapter, filled
-from lab.lora.base import check_base, load_base
+from lab.lora.base import base_folder, check_base, load_base
 from lab.lora.peft_io import CONFIG, DTYPES, save, targets
 from lab.lora.stacked import fold
 from lab.merging import FullRankMerge
@@ -113,6 +113,8 @@ def fold_into(
         for weights in temporary.glob("*.safetensors"):
             weights.chmod(0o644)  # safetensors leaves it to the owner alone
         tokenizer.save_pretrained(temporary)
+        for name, content in _processor(base).items():
+            write_atomic(temporary / name, content)
         del model  # two of them need not fit
         _check_written(temporary, loaded, ids, expected)
         recipe = {**merged.recipe, "folded_into": base}
@@ -120,6 +122,25 @@ def fold_into(
         write_atomic(temporary / "README.md", card)
         if figure:
             write_atomic(temporary / FIGURE, figure)
+
+
+PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+
+
+def _processor(base: str) -> dict[str, bytes]:
+    """The base's files that say how pictures and sounds become its input, by name; none for a model that reads text only."""
+    folder = base_folder(base)
+    if not folder.is_dir():
+        if base_config(base).get_text_config() is base_config(base):
+            return {}
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            folder = Path(snapshot_download(base, allow_patterns=list(PROCESSOR)))
+        except (HfHubHTTPError, OSError) as error:
+            raise LabError(f"The processor files of {base} could not be fetched from the Hub; download the base and give its folder.") from error
+    return {name: (folder / name).read_bytes() for name in PROCESSOR if (folder / name).is_file()}
 
 
 PROMPT = "Three and four are seven. The answer is"

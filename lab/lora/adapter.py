@@ -50,6 +50,12 @@ class LoraFactors:
         a, b = (float(torch.linalg.vector_norm(f, torch.inf)) if f.numel() else 0.0 for f in (self.A, self.B))
         return max(abs(self.scaling) * a * b * self.rank, a, b)  # the product first: max keeps a NaN only there
 
+    def trimmed(self) -> "LoraFactors":
+        """Without the ranks at the end that are zero in both factors: padding, as some engines want it. Rank 0 is possible."""
+        used = (self.A.abs().amax(dim=1) + self.B.abs().amax(dim=0)).nonzero()
+        rank = int(used[-1]) + 1 if len(used) else 0
+        return self if rank == self.rank else replace(self, A=self.A[:rank], B=self.B[:, :rank])
+
     def delta_weight(self) -> Tensor:
         """s·B·A, (out, in)."""
         return self.scaling * (self.B @ self.A)

@@ -99,9 +99,9 @@ def refuse_quantised(config, source: str, *, folding: bool = False) -> str:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    import httpx2
+    from huggingface_hub.errors import HTTPError  # httpx2's, or httpx's: whichever the Hub's client is made with
 
-    return (OSError, ValueError, KeyError, SafetensorError, httpx2.HTTPError)
+    return (OSError, ValueError, KeyError, SafetensorError, HTTPError)
 
 
 def _not_loaded(source: str, local: bool, error: Exception) -> LabError:

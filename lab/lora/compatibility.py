@@ -1,5 +1,8 @@
 """What fits together: adapters with each other, and with a base model."""
 
+import functools
+import inspect
+import re
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -40,8 +43,8 @@ def compatibility_problems(adapters: Sequence[LoraAdapter], base_model: nn.Modul
     if len(bases) > 1:
         stated = ", ".join(f"{name!r} on {base}" for base, name in reversed(bases.items()))
         problems.append(
-            f"The adapters were trained on different bases ({stated}); if these are one model, load them "
-            f"with base=…."
+            f"The adapters were trained on different bases ({stated}); if these are one model, name "
+            f"it as the base of each."
         )
     for module in module_names(adapters):
         shapes = {a.modules[module].shape: a.name for a in reversed(adapters) if module in a.modules}
@@ -82,6 +85,13 @@ def _model_problems(adapter: LoraAdapter, layers: Mapping[str, nn.Module]) -> li
     problems = []
     for module, factors in adapter.modules.items():
         shape = linear_shape(layers[module])
+        if shape == factors.shape and _only_read(layers, module) and factors.A.any() and factors.B.any():
+            problems.append(
+                f"Adapter {adapter.name!r} changes {module!r}, whose weight a {type(layers[module.rpartition('.')[0]]).__name__} reads "
+                f"without calling the layer, so that beside it the update does nothing (as in PEFT), and folded in it does; "
+                f"train without it."
+            )
+            continue
         if shape is None:
             problems.append(
                 f"Module {module!r} of the base is a {type(layers[module]).__name__}, not a linear layer."
@@ -93,6 +103,20 @@ def _model_problems(adapter: LoraAdapter, layers: Mapping[str, nn.Module]) -> li
                 f"it is for another base."
             )
     return problems
+
+
+def _only_read(layers: Mapping[str, nn.Module], module: str) -> bool:
+    """Whether the model multiplies by the layer's weight itself (Mamba's dt_proj), past whatever stands in the layer's place."""
+    parent, _, child = module.rpartition(".")
+    return re.search(rf"self\.{re.escape(child)}\.weight(\.T|\.t\(\))? *@", _source(type(layers[parent]))) is not None
+
+
+@functools.cache
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # made at run time
+        return ""
 
 
 def check_compatible(adapters: Sequence[LoraAdapter], base_model: nn.Module | None = None) -> None:

@@ -23,7 +23,20 @@ from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter, LoraFactors, module_names
 from lab.lora.compatibility import check_compatible, is_conv1d, linear_shape
 
-Coefficient = Tensor | Callable[[Tensor], Tensor]
+
+@dataclasses.dataclass(frozen=True)
+class PerPrompt:
+    """Coefficients of whole prompts. shares: (rows, skills). skills: the numbers of those that any row has a share of.
+
+    Unlike a Tensor of coefficients, each skill is computed by itself: a row without a share of any skill is the base's to the
+    bit, and a skill that a row has no share of cannot move a bit of it.
+    """
+
+    shares: Tensor
+    skills: tuple[int, ...]
+
+
+Coefficient = Tensor | Callable[[Tensor], Tensor | PerPrompt]
 
 
 class StackedLinear(nn.Module):
@@ -64,6 +77,8 @@ class StackedLinear(nn.Module):
         c = self.coefficients
         if callable(c):
             c = c(x)
+        if isinstance(c, PerPrompt):
+            return self._per_prompt(x, c)
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
         skills = (c, self.spread, self.A_cat, self.B_cat)
@@ -71,6 +86,22 @@ class StackedLinear(nn.Module):
             W = self.weight if is_conv1d(self.base) else self.weight.T
             return _Stacked.apply(x.to(dtype), *skills, W, self.bias)
         return self.base(x) + _Stacked.apply(x.to(dtype), *skills, None, None)
+
+    def _per_prompt(self, x: Tensor, c: PerPrompt) -> Tensor:
+        """Every skill on all rows, added where it has a share: the shapes, and so the roundings, do not depend on the choices."""
+        if x.ndim != 3 or len(x) != len(c.shares):
+            raise LabError(f"{len(c.shares)} prompts were decided on, and the layer reads {tuple(x.shape)}; keep the rows as they began.")
+        out = self.base(x)
+        for skill in c.skills:
+            ranks = slice(self.starts[skill], self.starts[skill + 1])
+            if ranks.start == ranks.stop:
+                continue
+            share = c.shares[:, skill, None, None].to(out.dtype)
+            # Contiguous: in what steps the memory of all skills is walked must not matter.
+            A, B = self.A_cat[ranks].contiguous(), self.B_cat[:, ranks].contiguous()
+            update = F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+            out = torch.where(share != 0, out + (share * update).to(out.dtype), out)
+        return out
 
     def within(self, skill: int, factors: LoraFactors) -> LoraFactors:
         """A skill's factors as views of the stacked ones, each where that holds the very same numbers."""
@@ -216,9 +247,13 @@ class Stack:
             raise LabError(
                 f"The coefficients have shape {tuple(values.shape)}; {expected} (skills, modules) is needed."
             )
-        # unbind: its backward pass is one stack, where slicing would fill a whole matrix per module.
-        for layer, column in zip(self.layers.values(), values.unbind(1), strict=True):
-            layer.set_coefficients(column.to(layer.spread.device))
+        columns: dict[torch.device, tuple[Tensor, ...]] = {}  # one transfer to each device, not one per module
+        for index, layer in enumerate(self.layers.values()):
+            device = layer.spread.device
+            if device not in columns:
+                # unbind: its backward pass is one stack, where slicing would fill a whole matrix per module.
+                columns[device] = values.to(device).unbind(1)
+            layer.set_coefficients(columns[device][index])
 
     def set_routers(self, routers: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
         """Give modules (by name) a router each: from the layer's input (…, in) to coefficients (…, skills).
@@ -311,7 +346,7 @@ def fold(model: nn.Module, adapter: LoraAdapter) -> nn.Module:
             )
     for module, factors in adapter.modules.items():
         layer = model.get_submodule(module)
-        delta = factors.delta_weight().to(layer.weight.device)
+        delta = _on(factors, layer.weight.device).delta_weight().to(layer.weight.device)
         delta = delta if isinstance(layer, nn.Linear) else delta.T  # Conv1D stores (in, out)
         layer.weight.copy_(layer.weight.float() + delta)
     return model
@@ -332,6 +367,13 @@ def folded(model: nn.Module, adapter: LoraAdapter) -> Iterator[None]:
         with torch.no_grad():
             for module, weight in kept.items():
                 model.get_submodule(module).weight.copy_(weight)
+
+
+def _on(update: LoraFactors, device: torch.device) -> LoraFactors:
+    """Factors on the device, where their product is made: they are small, what they make is not. Other updates as they are."""
+    if not isinstance(update, LoraFactors):
+        return update
+    return LoraFactors(update.A.to(device), update.B.to(device), update.scaling)
 
 
 def _replace(model: nn.Module, module: str, layer: nn.Module) -> None:

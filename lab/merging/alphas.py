@@ -186,6 +186,8 @@ def _apply(rule: str, grid: Grid, values: np.ndarray) -> None:
     where, colon, what = rule.rpartition(":")
     if not colon or not what.strip():
         raise LabError("a rule needs a colon and a value, as in `layers 0-2 q,v: 0.3`.")
+    if ":" in where:
+        raise LabError("two rules stand here; put each on a line of its own, or part them by `;`.")
     named, modules, kinds = _select(where, grid)
     words = what.replace(",", " ").split()
     if named is None and len(words) > 1 and words[0] in grid.skills and words[0].lower() not in (*CURVES, "random", "complement"):

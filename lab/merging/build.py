@@ -1,6 +1,7 @@
 """What learns, before and after it has learned: coefficients or routers on a stack, and the adapter that coefficients give."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -8,7 +9,8 @@ from lab.errors import LabError
 from lab.lora.adapter import LoraAdapter
 from lab.lora.compatibility import check_compatible
 from lab.lora.stacked import Stack
-from lab.merging.coefficients import Coefficients, concatenate
+from lab.merging.coefficients import Coefficients, TunedCoefficients, concatenate
+from lab.merging.inputs import Prompt
 from lab.merging.recipe import base_of, coefficient_record, inputs_of
 from lab.merging.registry import complete_parameters, get_method
 
@@ -18,11 +20,13 @@ def build(name: str, stack: Stack, **parameters) -> nn.Module:
 
     Train its parameters as METHODS[name].recipe says (or otherwise); then `freeze`, unless it is a router. A
     method whose coefficients are finer than skills (`rank_cat`) stacks the skills anew, in its parts. Raises
-    LabError for a static method or a search.
+    LabError for a static method, a search or a closed form.
     """
     method = get_method(name)
     if method.kind == "search":
         raise LabError(f"{name} has no parameters to train; use lab.merging.search or lab.merging.learn.learn.")
+    if method.kind == "solve":
+        raise LabError(f"{name} has no parameters to train; use lab.merging.solve or lab.merging.learn.learn.")
     if method.kind not in ("coefficients", "router"):
         raise LabError(f"{name} has nothing to learn; merge the adapters by it instead.")
     complete = complete_parameters(method, parameters)
@@ -39,6 +43,8 @@ def build(name: str, stack: Stack, **parameters) -> nn.Module:
     if stack.adapters != whole:
         coefficients.recipe["inputs"] = inputs_of(whole)
     stack.set_coefficients(coefficients)
+    if isinstance(coefficients, TunedCoefficients):
+        coefficients.put_on(stack)
     return coefficients
 
 
@@ -59,9 +65,38 @@ def search(
         raise LabError(f"{name} does not search; use lab.merging.merge or lab.merging.learn.learn.")
     complete = complete_parameters(method, parameters)
     check_compatible(adapters)
-    found = method.function(adapters, loss, method.recipe.steps if steps is None else steps, **complete)
+    trimmed = [_trimmed(adapter) for adapter in adapters]
+    found = method.function(trimmed, loss, method.recipe.steps if steps is None else steps, **complete)
     recipe = {"method": name, "parameters": complete, "inputs": inputs_of(adapters), **found.recipe}
     return LoraAdapter(found.name, base_of(adapters), found.modules, recipe)
+
+
+def _trimmed(adapter: LoraAdapter) -> LoraAdapter:
+    """Without padding, which would make its ranks unequal to those of others."""
+    modules = {module: factors.trimmed() for module, factors in adapter.modules.items()}
+    return replace(adapter, modules={module: f if f.rank else adapter.modules[module] for module, f in modules.items()})
+
+
+def solve(
+    name: str, adapters: Sequence[LoraAdapter], model: nn.Module, prompts: Mapping[str, Sequence[Prompt]], **parameters
+) -> LoraAdapter:
+    """The adapter that a method in closed form (`regmean`) makes of what the model's modules read on the skills' prompts.
+
+    model: the base, nothing attached. prompts: token ids by skill. Raises LabError for another method, adapters that do not fit
+    together, or a skill without prompts.
+    """
+    method = get_method(name)
+    if method.kind != "solve":
+        raise LabError(f"{name} is no closed form; use lab.merging.merge or lab.merging.learn.learn.")
+    complete = complete_parameters(method, parameters)
+    check_compatible(adapters, model)
+    adapters = sorted(adapters, key=lambda adapter: adapter.name)
+    for adapter in adapters:
+        if not prompts.get(adapter.name):
+            raise LabError(f"{name} needs prompts of every skill, and {adapter.name} has none.")
+    modules = method.function(adapters, model, prompts, **complete)
+    recipe = {"method": name, "parameters": complete, "inputs": inputs_of(adapters)}
+    return LoraAdapter(f"{name}({', '.join(a.name for a in adapters)})", base_of(adapters), modules, recipe)
 
 
 def freeze(stack: Stack, coefficients: Coefficients, *, name: str | None = None) -> LoraAdapter:
@@ -82,7 +117,13 @@ def freeze(stack: Stack, coefficients: Coefficients, *, name: str | None = None)
     recipe = dict(coefficients.recipe)
     if "inputs" not in recipe:
         recipe["inputs"] = inputs_of(stack.adapters)
-    recipe |= coefficient_record(coefficients)
+    parts = stack.adapters
+    if isinstance(coefficients, TunedCoefficients):
+        parts = coefficients.tuned_adapters()
+        recipe["tuned"] = coefficients.tuned
+        recipe["interpolation"] = coefficient_record(coefficients)  # of other factors than the inputs': no alphas
+    else:
+        recipe |= coefficient_record(coefficients)
     name = name or f"{recipe.get('method', 'cat')}({', '.join(i['name'] for i in recipe['inputs'])})"
-    merged = concatenate(stack.adapters, values, name=name, recipe=recipe)
+    merged = concatenate(parts, values, name=name, recipe=recipe)
     return LoraAdapter(name, base_of(stack.adapters), merged.modules, recipe)

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -81,6 +83,57 @@ class Coefficients(nn.Module):
             values = _PARAMETRISATIONS[self.parametrisation](self.raw)
             # A product with one-hot columns instead of an index: its backward pass is deterministic on GPUs too.
             return values @ self.selector
+
+
+class TunedCoefficients(Coefficients):
+    """Softmax coefficients beside which one of the adapters goes on learning.
+
+    tuned: its name. pace: its factors move so many times as fast as the coefficients; AdamW's steps have the size of the rate,
+    whatever the gradient. Its A and B start as they are, so that without a step this is `cat_softmax`.
+    """
+
+    def __init__(self, adapters: Sequence[LoraAdapter], tuned: str, *, granularity: Granularity = "module", pace: float = 0.1):
+        super().__init__(adapters, granularity=granularity)
+        self.tuned, self.pace = tuned, pace
+        self.row = self.skills.index(tuned)
+        start = self.adapters[self.row].modules
+        self.places = {module: place for place, module in enumerate(start)}
+        self.moves = nn.ParameterList(nn.Parameter(torch.zeros_like(f)) for m in start.values() for f in (m.A, m.B))
+        self.starts = {module: LoraFactors(f.A.clone(), f.B.clone(), f.scaling) for module, f in start.items()}
+        keep = torch.ones(len(self.skills), 1)
+        keep[self.row] = 0
+        self.register_buffer("keep", keep, persistent=False)
+        self._shares: Tensor | None = None  # (modules,), the tuned adapter's in this forward pass
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """A and B of the tuned adapter as they are now, differentiable; its scaling is as before."""
+        place = 2 * self.places[module]
+        move_A, move_B = self.moves[place], self.moves[place + 1]
+        start = self.starts[module]
+        return start.A.to(move_A.device) + self.pace * move_A, start.B.to(move_B.device) + self.pace * move_B
+
+    def put_on(self, stack) -> None:
+        """Make the stack compute the other adapters only, and add the tuned one beside it."""
+        stack.set_coefficients(self._others)
+        for column, module in enumerate(self.module_names):
+            if module in self.places:
+                stack.layers[module].register_forward_hook(partial(self._add, column, module))
+
+    def tuned_adapters(self) -> list[LoraAdapter]:
+        """The adapters, the tuned one with what it has learned."""
+        with torch.no_grad():
+            now = {m: LoraFactors(*(f.detach().cpu() for f in self.factors(m)), self.starts[m].scaling) for m in self.starts}
+        return [replace(a, modules=now) if row == self.row else a for row, a in enumerate(self.adapters)]
+
+    def _others(self) -> Tensor:
+        values = self()
+        self._shares = values[self.row]
+        return values * self.keep
+
+    def _add(self, column: int, module: str, layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        A, B = self.factors(module)
+        scale = self._shares[column] * self.starts[module].scaling
+        return output + (scale * F.linear(F.linear(args[0].to(A.dtype), A), B)).to(output.dtype)
 
 
 def concatenate(

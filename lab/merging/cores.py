@@ -1,9 +1,12 @@
 """Updates in a common subspace: ΔW_i = U C_i Vᵀ with small cores, so that no (out, in) matrix is formed."""
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
+
+Basis = Annotated[Literal["factors", "updates"], "singular vectors of the stacked factors (the paper) or of the stacked updates"]
 
 
 def to_cores(A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,10 +33,25 @@ def support(S: Tensor) -> Tensor:
     return S > S[0] * len(S) * torch.finfo(torch.float32).eps
 
 
-def shared_directions(cores: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors (p, p') and singular values (p',) of [ΔW_1 … ΔW_k], the vectors in U's basis.
+def shared_directions(blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Left singular vectors (p, d) and singular values (d,) of [X_1 … X_k], those inside the support, at least one.
 
-    They depend on the updates only, not on how each is split into factors.
+    blocks: X_i (p, n_i), for example the cores C_i, which give those of [ΔW_1 … ΔW_k] in U's basis, or Uᵀ B_i.
     """
-    P, S, _ = torch.linalg.svd(torch.cat(list(cores), dim=1), full_matrices=False)
-    return P, S
+    P, S, _ = torch.linalg.svd(torch.cat(list(blocks), dim=1), full_matrices=False)
+    inside = support(S)
+    inside[:1] = True
+    return P[:, inside], S[inside]
+
+
+def common_directions(
+    A: Sequence[Tensor], B: Sequence[Tensor], U: Tensor, cores: Tensor, V: Tensor, basis: Basis
+) -> list[tuple[Tensor, Tensor]]:
+    """`shared_directions` of the output and of the input space, in the bases U and V of `to_cores`.
+
+    basis "updates": of [ΔW_1 … ΔW_k] and [ΔW_1; …; ΔW_k]; "factors": of [B_1 … B_k] and [A_1; …; A_k], which depend on how each
+    update is split into B and A.
+    """
+    if basis == "updates":
+        return [shared_directions(cores), shared_directions(cores.mT)]
+    return [shared_directions([U.T @ b.double() for b in B]), shared_directions([V.T @ a.T.double() for a in A])]

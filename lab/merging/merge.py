@@ -53,8 +53,9 @@ def merge(
         )
     modules, discarded, energy, randomised = {}, {}, {}, 0
     for module, update in full.modules.items():
-        ranks = [adapter.modules[module].rank for adapter in adapters if module in adapter.modules]
-        target = min(rank, sum(ranks)) if rank else default(ranks)
+        present = [adapter.modules[module] for adapter in adapters if module in adapter.modules]
+        ranks = [factors.rank for factors in present]
+        target = min(rank, sum(ranks)) if rank else max(1, default([factors.trimmed().rank for factors in present]))
         result = update.compute()
         if isinstance(result, Tensor):
             modules[module], discarded[module], energy[module] = factor_delta(result, target)
@@ -161,18 +162,24 @@ def _merge_module(
         parameters["generator"] = seeded_generator(parameters.pop("seed"), module)
     out_features, in_features = next(a.modules[module] for a in adapters if module in a.modules).shape
     absent = LoraFactors(torch.zeros(0, in_features), torch.zeros(out_features, 0))
-    factors = [adapter.modules.get(module, absent) for adapter in adapters]
+    # Padding would count in densities and draws: no method sees it.
+    factors = [adapter.modules.get(module, absent).trimmed() for adapter in adapters]
+    nothing = LoraFactors(torch.zeros(1, in_features), torch.zeros(out_features, 1))  # a module of rank 0 is none
+    if not any(f.rank for f in factors):
+        return nothing
     if method.kind == "delta":
         deltas = _deltas(factors)
         return method.function(deltas, weights.to(deltas.device), **parameters)
     A, B = [f.A for f in factors], [f.B for f in factors]
     scalings = [f.scaling for f in factors]
     if method.kind == "raw factors":
-        return LoraFactors(*method.function(A, B, torch.tensor(scalings), weights, **parameters))
+        merged = LoraFactors(*method.function(A, B, torch.tensor(scalings), weights, **parameters))
+        return merged if merged.rank else nothing
     roots = [math.sqrt(abs(s)) for s in scalings]
     A = [root * a for root, a in zip(roots, A, strict=True)]
     B = [math.copysign(root, s) * b for root, s, b in zip(roots, scalings, B, strict=True)]
-    return LoraFactors(*method.function(A, B, weights, **parameters))
+    merged = LoraFactors(*method.function(A, B, weights, **parameters))
+    return merged if merged.rank else nothing
 
 
 def _deltas(factors: Sequence[LoraFactors]) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lab.lora.adapter import LoraAdapter
+from lab.lora.adapter import LoraAdapter, module_names
 from lab.merging.coefficients import Coefficients
 
 
@@ -13,7 +13,13 @@ def base_of(adapters: Sequence[LoraAdapter]) -> str:
 
 
 def inputs_of(adapters: Sequence[LoraAdapter]) -> list[dict]:
-    return [{"name": a.name, "base": a.base, "rank": a.rank, "digest": a.digest()} for a in adapters]
+    """What each adapter is, and which of the modules that another changes it "lacks", where there are any."""
+    modules = module_names(adapters)
+    lacking = [[module for module in modules if module not in a.modules] for a in adapters]
+    return [
+        {"name": a.name, "base": a.base, "rank": a.rank, "digest": a.digest()} | ({"lacks": lacks} if lacks else {})
+        for a, lacks in zip(adapters, lacking, strict=True)
+    ]
 
 
 def coefficient_record(coefficients: Coefficients) -> dict:

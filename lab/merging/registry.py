@@ -16,6 +16,8 @@ Its positional parameters say what kind of method it is:
 (adapters, loss, steps) -> LoraAdapter, kind "search"
     Learned without gradients: tries so many adapters, each scored by `loss(adapter)` (nats per token; None
     when the search is to end before), and returns the best.
+(adapters, model, prompts) -> factors by module, kind "solve"
+    Learned in closed form: from what the modules of the base read on each skill's own prompts (token ids by skill).
 (stack) -> nn.Module, kind "router"
     Gives coefficients per token; it puts itself on the stack (`Stack.set_routers`).
 
@@ -45,6 +47,7 @@ KINDS = {
     ("A", "B", "scalings", "weights"): "raw factors",
     ("adapters",): "coefficients",
     ("adapters", "loss", "steps"): "search",
+    ("adapters", "model", "prompts"): "solve",
     ("stack",): "router",
 }
 
@@ -93,10 +96,12 @@ class Parameter:
 class Recipe:
     """How the source trains a learned method.
 
-    learning_rate: None for a search without gradients. steps: optimizer steps or tries, None for `epochs`
+    learning_rate: None for a search without gradients and for a closed form. steps: optimizer steps or tries, None for `epochs`
     over the data.
     data: "mix" (the skills' own data, with answers), "prompts" (the same, without answers) or "target"
     (examples of the target task, which no other method sees). rows: how many, None for all there are.
+    schedule: how the rate falls to 0. warmup: share of the steps in which it rises first. betas: AdamW's. check_every: after
+    so many steps each, and at the end, the held-out loss is looked at, and the best is kept; None keeps the last.
     """
 
     learning_rate: float | None
@@ -105,6 +110,10 @@ class Recipe:
     steps: int | None = None
     data: Literal["mix", "prompts", "target"] = "mix"
     rows: int | None = None
+    schedule: Literal["linear", "cosine"] = "linear"
+    warmup: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    check_every: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,8 @@ class Method:
     generator. recipe: how it is trained, None when it learns nothing. label: what people read in figures and tables. version:
     raised when the formula changes, so that nothing made by the old one is taken for the new. max_skills: None for any number.
     equal_ranks: by its defaults it needs adapters of one rank. control: it stands beside merges to doubt them.
+    depends_on_split: by its definition, and its defaults, an update written as other factors of the same product, (B R)(R⁻¹ A),
+    is merged otherwise.
     """
 
     name: str
@@ -133,6 +144,7 @@ class Method:
     max_skills: int | None = None
     equal_ranks: bool = False
     control: bool = False
+    depends_on_split: bool = False
 
     @property
     def role(self) -> str:
@@ -168,6 +180,7 @@ def merge_method(
     max_skills: int | None = None,
     equal_ranks: bool = False,
     control: bool = False,
+    depends_on_split: bool = False,
 ) -> Callable:
     """Register the decorated function or class in METHODS under its own name; a taken name is an error.
 
@@ -184,7 +197,7 @@ def merge_method(
         draws = "generator" in inspect.signature(function).parameters
         METHODS[name] = Method(
             name, KINDS[positional], function, paper, formula, parameters, weights, rank, draws, recipe, label, version,
-            max_skills, equal_ranks, control,
+            max_skills, equal_ranks, control, depends_on_split,
         )  # fmt: skip
         return function
 

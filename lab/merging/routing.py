@@ -192,6 +192,11 @@ def check_router(folder: Path) -> None:
     _read(folder)
 
 
+def learned_for(folder: str | Path) -> list[str]:
+    """The names of the skills that a saved router was learned for, in their order. Raises LabError for a damaged one."""
+    return list(_read(Path(folder))[2])
+
+
 def _read(folder: Path) -> tuple[str, dict[str, object], dict[str, str], dict[str, Tensor]]:
     """Method, parameters, digests by skill, tensors."""
     for name in (RECIPE, WEIGHTS):

@@ -1,6 +1,5 @@
 """The best factors of a given rank for an update: dense, or given as factors of a higher rank."""
 
-import scipy  # its parts are imported when they are asked for
 import torch
 from torch import Tensor
 
@@ -31,6 +30,8 @@ def _exact(delta: Tensor, rank: int) -> tuple[LoraFactors, float, float]:
     """From the top eigenvectors of the smaller Gram matrix in double precision, where the squaring of the
     singular values costs less than fp32 resolves: deterministic, and faster than an SVD of all directions.
     """
+    import scipy.linalg  # here: what learns or concatenates runs without scipy too
+
     rows = (delta if delta.shape[0] <= delta.shape[1] else delta.T).double()
     n = len(rows)
     top = (n - min(rank, n), n - 1)

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -161,8 +161,10 @@ def tradeoff(table: pd.DataFrame, title: str = "What a merge keeps, and what it 
     return _named(chart, title, "; ".join(f"{label}: own {o:.0f} %, target {s:.0f} %" for label, o, s in shown))
 
 
-def coefficient_heatmap(record: RunRecord, title: str = "Coefficients of the merge") -> Chart:
+def coefficient_heatmap(record: RunRecord, title: str = "Coefficients of the merge", reach: float | None = None) -> Chart:
     """Coefficients of one run: a panel per skill, rows are layers, columns module kinds; white is an equal share.
+
+    reach: white is 0 instead, and the colours end at -reach and reach, whatever the coefficients are.
 
     Raises LabError when the record has none.
     """
@@ -172,8 +174,11 @@ def coefficient_heatmap(record: RunRecord, title: str = "Coefficients of the mer
     values = np.asarray(record.coefficients["values"], dtype=float)
     layers, kinds, grids = coefficient_grids(record)
     equal = 1 / len(skills)
-    reach = max(float(np.abs(values - equal).max()), 1e-3)
-    norm = Normalize(equal - reach, equal + reach)
+    if reach is None:
+        far = max(float(np.abs(values - equal).max()), 1e-3)
+        norm, told = Normalize(equal - far, equal + far), f"coefficient ({equal:.2f}: equal shares)"
+    else:
+        norm, told = Normalize(-reach, reach), "alpha"
     beside = 2 if len(kinds) <= 8 else 1
     rows = -(-len(skills) // beside)
     chart, panels = _chart(rows * (0.24 * len(layers) + 1.15) + 0.7, rows, min(beside, len(skills)))
@@ -182,7 +187,7 @@ def coefficient_heatmap(record: RunRecord, title: str = "Coefficients of the mer
         if len(layers) <= 12 and beside == 2:
             for (y, x), value in np.ndenumerate(cells):
                 if np.isfinite(value):
-                    ink = "white" if abs(norm(value) - 0.5) > 0.36 else "#15181d"
+                    ink = ink_on(_DIVERGING(norm(value)))
                     panel.text(x + 0.5, y + 0.5, _short(value), ha="center", va="center", fontsize=7, color=ink)
         step = max(1, len(layers) // 16)
         panel.set_yticks(np.arange(len(layers))[::step] + 0.5, [str(layer) for layer in layers][::step])
@@ -194,11 +199,26 @@ def coefficient_heatmap(record: RunRecord, title: str = "Coefficients of the mer
         panel.remove()
     panels[0].set_ylabel("layer")
     bar = chart.colorbar(mesh, ax=panels[: len(skills)], location="bottom", aspect=40, shrink=0.8)
-    bar.set_label(f"coefficient ({equal:.2f}: equal shares)", color=INK)
+    bar.set_label(told, color=INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(color=INK, labelcolor=INK)
     span = "; ".join(f"{s}: mean {v.mean():.2f}, {v.min():.2f} to {v.max():.2f}" for s, v in zip(skills, values, strict=True))
     return _named(chart, title, f"over {len(layers)} layers and {len(kinds)} kinds of module. {span}")
+
+
+def ink_on(colour: Sequence[float]) -> str:
+    """White or black, whichever stands out more from a colour (red, green, blue from 0 to 1): 4.5 to 1 at least.
+
+    Source: relative luminance and contrast ratio of the W3C's WCAG 2.2.
+    """
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    luminance = sum(share * c for share, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
+
+
+def diverging(share: float) -> str:
+    """The colour of a share of the scale's reach, from -1 to 1 (beyond: as its end), as #rrggbb."""
+    return to_hex(_DIVERGING(Normalize(-1, 1, clip=True)(share)))
 
 
 def coefficient_grids(record: RunRecord) -> tuple[list[int], list[str], np.ndarray]:

@@ -19,7 +19,7 @@ import numpy as np
 from lab.errors import LabError
 from lab.evaluation import statistics
 from lab.experiments.candidates.registry import describe
-from lab.files import PROJECT, write_atomic
+from lab.files import PROJECT, clear_leftovers, write_atomic
 
 REASONS = (
     "right", "partly right", "wrong", "no answer", "raised", "not permitted", "module not offered", "timed out", "syntax error",
@@ -191,6 +191,8 @@ def save_rows(rows: Sequence[Mapping], path: Path) -> None:
     questions, packed = path.with_name(f"questions-{name}.jsonl.gz"), gzip.compress(asked, mtime=0)
     if not questions.exists() or questions.read_bytes() != packed:
         write_atomic(questions, packed)
+    else:
+        clear_leftovers(questions)
     answered = [{key: value for key, value in row.items() if key not in _ASKED} for row in rows]
     write_atomic(path.with_suffix(".jsonl.gz"), gzip.compress(jsonl([{"questions": name}, *answered]), mtime=0))
 
@@ -229,6 +231,8 @@ def find_record(folder: Path | str, section: str, key: str) -> RunRecord | None:
         if record is None:
             warnings.warn(f"{path}, or its completions, is damaged: it is made again.", stacklevel=2)
         elif record.key == key:
+            for file in filter(None, (path, path.with_suffix(".jsonl.gz"), questions_file(record))):
+                clear_leftovers(file)
             return record
     return None
 
@@ -270,11 +274,14 @@ def skill_names(records: Iterable[RunRecord]) -> list[str]:
     return list(dict.fromkeys(name.partition("[")[0] for name in named))  # one rank of a skill is called "maths[3]"
 
 
-def by_question(rows: Iterable[Mapping]) -> dict[str, float | None]:
-    """Score per question: the mean over its wordings, which are not independent; None where one of them is unscored."""
+def by_question(rows: Iterable[Mapping], score: str = "right") -> dict[str, float | None]:
+    """Score per question: the mean over its wordings, which are not independent; None where one of them is unscored.
+
+    score: "right", or another of the rows' extras.
+    """
     scores: dict[str, list[float | None]] = {}
     for row in rows:
-        scores.setdefault(row["question"] or row["id"], []).append(row["score"])
+        scores.setdefault(row["question"] or row["id"], []).append(row["score"] if score == "right" else row["extras"].get(score))
     return {question: None if None in own else sum(own) / len(own) for question, own in scores.items()}
 
 

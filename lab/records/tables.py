@@ -13,8 +13,9 @@ import pandas as pd
 from lab.errors import LabError
 from lab.evaluation import statistics
 from lab.experiments.candidates.registry import describe, spaced
+from lab.files import PROJECT
 from lab.records.format import p_value, percent, percent_range, plain, points_range
-from lab.records.record import RunRecord, by_question, reason_order, skill_names
+from lab.records.record import RunRecord, by_question, load_records, reason_order, skill_names
 
 RESAMPLES = 19999  # of the tests in a table of many comparisons: Holm multiplies the least possible p by their number
 
@@ -309,15 +310,44 @@ def table_one(records: Sequence[RunRecord], method: str = "cat") -> pd.DataFrame
     )
 
 
-def paper_and_measured(records: Sequence[RunRecord], paper: Mapping[str, float | None], score: str = "right") -> pd.DataFrame:
-    """Published numbers beside ours, in per cent. paper: method -> fraction, or None where the paper has none. score: which of ours."""
-    groups, skills = _group(records), skill_names(records)
-    names = sorted({*paper, *groups}, key=lambda name: describe(name, skills).position)
-    lines = {}
-    for name in names:
-        measured = _mean(r.scores.get(score) for r in groups[name]) if name in groups else None
-        lines[describe(name, skills).label] = [percent(paper.get(name)), percent(measured)]
-    return pd.DataFrame.from_dict(lines, orient="index", columns=["paper, %", "measured, %"])
+WORLDS = {"embedded": "embedded world", "laptop": "SmolLM2-135M"}  # presets whose runs are committed, and what they are called
+
+
+def worlds(records: Sequence[RunRecord], **sections: str) -> dict[str, Sequence[RunRecord]]:
+    """The same section in each world: a run's records as its own preset's, the committed ones as the others'.
+
+    sections: the section's name by preset, such as laptop="s5_1_math_code_short". Without records of a world it is left out.
+    """
+    own = records[0].preset if records else ""
+    folders = {preset: PROJECT / "results" / ("" if preset == "embedded" else preset) / "records" for preset in sections}
+    found = {WORLDS.get(own, f"measured here, {own}"): records} if own not in sections else {}
+    for preset, section in sections.items():
+        found[WORLDS[preset]] = records if preset == own else load_records(folders[preset], section)
+    return {label: group for label, group in found.items() if group}
+
+
+def paper_and_measured(
+    worlds: Mapping[str, Sequence[RunRecord]], paper: Mapping[str, float | None], score: str = "right"
+) -> pd.DataFrame:
+    """Each world's scores beside the published ones, in per cent, with 95 % intervals over questions and seeds.
+
+    worlds: label -> records. paper: method -> fraction, or None where the paper has none. score: which of a record's.
+    """
+    groups = {world: _group(records) for world, records in worlds.items()}
+    skills = skill_names([record for records in worlds.values() for record in records])
+    names = sorted({*paper, *(name for group in groups.values() for name in group)}, key=lambda name: describe(name, skills).position)
+    columns = {}
+    for world, group in groups.items():
+        estimates = {name: statistics.mean_interval(_values(group[name], score)) for name in names if name in group}
+        size = " × ".join(str(max(getattr(e, size) for e in estimates.values())) for size in ("n", "seeds"))
+        columns[f"{world}, % (n = {size})"] = [percent_range(e.mean, e.low, e.high) if (e := estimates.get(name)) else "" for name in names]
+    columns["paper (Llama-7B), %"] = [percent(paper.get(name)) for name in names]
+    return pd.DataFrame(columns, index=[describe(name, skills).label for name in names])
+
+
+def _values(records: Sequence[RunRecord], score: str) -> list[list[float | None]]:
+    """(seeds, questions) of one method."""
+    return [list(by_question(r.rows(), score).values()) for r in records]
 
 
 def loss_curves(records: Sequence[RunRecord]) -> dict[str, list[list[float]]]:

@@ -182,8 +182,8 @@ class Listed:
 
 EVERY = 60  # seconds between two lines that tell how far it is
 SECTIONS = ("s5_1_math_code", "s5_2_qabot", "s5_3_reading", "s5_4_prompt_formats")
-# What no table may lack, beside the base and the skills.
-CONTROLS = ["data_mix", "cat_static", "cat_random", "cat", "new_lora", "new_lora_compute", "random_loras", "rescale_one"]
+# Beside the base and the skills, in every run however quick.
+NEVER_MISSING = ["data_mix", "cat_static", "cat_random", "cat", "new_lora", "new_lora_compute", "random_loras", "rescale_one"]
 TUNED = ("coefficient_rates", "coefficient_share")  # settings that are shortcuts for the embedded bases alone
 BRIEF = {"settings": {"own_test": 20}}
 FEW = BRIEF | {"problems": 100}
@@ -194,24 +194,24 @@ NOTEBOOKS = {
     "s0_base_model": Listed(minutes=(0.5, 0.5)),
     "s4_skills": Listed(FEW, SEEDS | {"problems_of": dict.fromkeys(SECTIONS[:3], 500)}, after=SECTIONS, minutes=(0.5, 5)),
     "s5_1_math_code": Listed(
-        quick=FEW | {"methods": ["base", "few_shot", "maths", "code", *CONTROLS, "task_arithmetic", "ties", "cat_free"]},
+        quick=FEW | {"methods": ["base", "few_shot", "maths", "code", *NEVER_MISSING, "task_arithmetic", "ties", "cat_free"]},
         full=WHOLE,
         minutes=(5, 135),
     ),
     "s5_2_qabot": Listed(
-        quick=FEW | {"methods": ["base", "manual", "instruction", "data_mix_continual", *CONTROLS, "task_arithmetic", "ties", "cat_free", "rank_cat", "retrieval_bm25"]},
+        quick=FEW | {"methods": ["base", "manual", "instruction", "data_mix_continual", *NEVER_MISSING, "task_arithmetic", "ties", "cat_free", "rank_cat", "retrieval_bm25"]},
         full=WHOLE,
         minutes=(1.5, 26),
     ),
     "s5_3_reading": Listed(
         quick=FEW | {
-            "methods": ["base", "terms", "terms_few_shot", "extraction", "data_mix_continual", *CONTROLS, "task_arithmetic", "ties", "cat_free", "rank_cat"],
+            "methods": ["base", "terms", "terms_few_shot", "extraction", "data_mix_continual", *NEVER_MISSING, "task_arithmetic", "ties", "cat_free", "rank_cat"],
             "judged": ["base", "terms_few_shot", "extraction", "ties", "data_mix", "data_mix_continual", "cat_static", "cat"],
         },
         full=WHOLE,
         minutes=(2, 37),
     ),
-    "s5_4_prompt_formats": Listed(FEW | {"methods": [*CONTROLS, "ties"]}, SEEDS, minutes=(3, 45)),
+    "s5_4_prompt_formats": Listed(FEW | {"methods": [*NEVER_MISSING, "ties"]}, SEEDS, minutes=(3, 45)),
     "s5_5_ablations": Listed(
         quick=BRIEF | {
             "compared": {"s5_1_math_code": 100, "s5_2_qabot": 100}, "methods": ["base", "cat_static", "cat", "cat_free"],
@@ -229,11 +229,11 @@ NOTEBOOKS = {
         FEW | {"learned": ["cat"]}, SEEDS | {"problems_of": dict.fromkeys(SECTIONS[:3], 500)}, after=SECTIONS, minutes=(2, 15)
     ),
     "x2_more_skills": Listed(
-        FEW | {"methods": ["cat_static", "task_arithmetic", "cat_random", "cat", "rank_cat", *CONTROLS[4:]]},
+        FEW | {"methods": ["cat_static", "task_arithmetic", "cat_random", "cat", "rank_cat", *NEVER_MISSING[4:]]},
         SEEDS | {
             "problems": 200, "settings": {"own_test": 20},
             "methods": [
-                *CONTROLS[:4], "cat_softmax", "task_arithmetic", "rank_cat", "moe", "new_lora", "new_lora_compute", "random_loras_softmax",
+                *NEVER_MISSING[:4], "cat_softmax", "task_arithmetic", "rank_cat", "moe", "new_lora", "new_lora_compute", "random_loras_softmax",
                 "rescale_one",
             ],
         },
@@ -246,7 +246,7 @@ NOTEBOOKS = {
         minutes=(1.5, 40),
     ),
     "x4_rewriting": Listed(
-        quick={"styles": ["named"], "methods": ["few_shot", *CONTROLS[:4]], "problems": 30, "settings": {"own_test": 20}},
+        quick={"styles": ["named"], "methods": ["few_shot", *NEVER_MISSING[:4]], "problems": 30, "settings": {"own_test": 20}},
         full={"preset": "laptop"},
         needs="smollm2-135m",
         minutes=(25, 150),

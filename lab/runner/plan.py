@@ -16,7 +16,7 @@ from lab.errors import LabError
 from lab.experiments.candidates import find
 from lab.experiments.presets import Preset, get_preset
 from lab.experiments.section import Section
-from lab.experiments.sections import SECTIONS, TWO_PROMPTS
+from lab.experiments.sections import MATH_CODE, SECTIONS, TWO_PROMPTS, math_code
 from lab.files import PROJECT
 from lab.lora.base import base_folder
 from lab.merging import METHODS
@@ -315,7 +315,7 @@ def plan(
     machine = ON_CPU.get(name, GPU)
     machine = dataclasses.replace(machine, tflops=tflops or machine.tflops, bandwidth=bandwidth or machine.bandwidth)
     plans, trained = [], set()
-    for section in chosen(only):
+    for section in (math_code(name) if section is MATH_CODE else section for section in chosen(only)):
         *asked, settings = asked_of(section, full)
         if name != "embedded":
             settings = {field: value for field, value in settings.items() if field not in notebooks.TUNED}

@@ -1,5 +1,6 @@
 """One template per task, for training and evaluation alike. The completion starts right after the prompt."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lab.errors import LabError
@@ -31,12 +32,13 @@ def demonstrate(template: str, shots) -> str:
     return "".join(template.format(text=text) + completion + "\n\n" for text, completion in shots)
 
 
-def chat(tokenizer, text: str) -> str:
-    """The text as a user's turn in the tokenizer's chat template, up to where the answer begins. Raises LabError where there is
-    none."""
+def chat(tokenizer, said: str | Sequence[Mapping[str, str]]) -> str:
+    """A text as a user's turn, or turns (role, content), in the tokenizer's chat template, up to where the answer begins. Raises
+    LabError where there is no template."""
     if not tokenizer.chat_template:
         raise LabError("The base's tokenizer has no chat template; set chat to False, or take an instruction-tuned base.")
-    return tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+    turns = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
 def in_chat(tokenizer, example: Example) -> Example:

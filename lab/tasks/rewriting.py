@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from lab.errors import LabError
 from lab.evaluation.scorers import Verdict
 from lab.tasks import Example, Task
-from lab.world.rewriting.sentences import CHANGES, make_sentences, realise
+from lab.world.rewriting.sentences import CHANGES, Sentence, make_sentences, realise
 from lab.world.rewriting.words import TEST
 
 NAMED = {
@@ -54,14 +54,14 @@ def _load(source: str, split: str, count: int | None, seed: int, *, changes: tup
     """The same rows for every source: nobody else's exist. A target has a test split only."""
     if len(changes) > 1 and split != "test":
         raise LabError(f"Rewriting by {name(changes)} is never trained on: it has a test split only.")
-    ask = template(changes, style)
-    rows = []
-    for i, sentence in enumerate(make_sentences(split, seed, count or 1000, changes)):
-        golds = {name(found): realise(sentence, found) for found in subsets(changes)}
-        gold, text = golds[name(changes)], golds[UNCHANGED]
-        facts = {"changes": changes, "golds": golds}
-        rows.append(Example(f"{name(changes)}, {split} {i}", ask.format(text=text), f" {gold}", (gold,), metadata=facts))
-    return rows
+    sentences = make_sentences(split, seed, count or 1000, changes)
+    return [_example(sentence, f"{name(changes)}, {split} {i}", changes, style) for i, sentence in enumerate(sentences)]
+
+
+def _example(sentence: Sentence, id: str, changes: tuple[str, ...], style: str) -> Example:
+    golds = {name(found): realise(sentence, found) for found in subsets(changes)}
+    gold, prompt = golds[name(changes)], template(changes, style).format(text=golds[UNCHANGED])
+    return Example(id, prompt, f" {gold}", (gold,), metadata={"changes": changes, "golds": golds})
 
 
 def _demonstrations(source: str, count: int | None = None, *, changes: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -150,12 +150,22 @@ def target(changes: tuple[str, ...], style: str = "common") -> Task:
     return _task(changes, style, _enumerated([TITLES.get(change, change).lower() for change in changes]).capitalize())
 
 
-def example_sentences() -> list[str]:
-    """Ten short test sentences with ten verbs, about people at their work, for a person to try every change on."""
-    found: dict[str, str] = {}
+@functools.cache
+def _to_try() -> tuple[Sentence, ...]:
+    found: dict[str, Sentence] = {}
     for sentence in make_sentences("test", 0, 400, ("plural",)):
         doer, text = sentence.subject, realise(sentence)
         at_work = sentence.place and doer.determiner in ("the", "a") and doer.head not in TEST.people
         if at_work and len(text.split()) <= 9:
-            found.setdefault(sentence.verb.base, text)
-    return list(found.values())[:10]
+            found.setdefault(sentence.verb.base, sentence)
+    return tuple(found.values())[:10]
+
+
+def example_sentences() -> list[str]:
+    """Ten short test sentences with ten verbs, about people at their work, for a person to try every change on."""
+    return [realise(sentence) for sentence in _to_try()]
+
+
+def examples_to_try(changes: tuple[str, ...], style: str = "common") -> list[Example]:
+    """The example sentences as examples of a skill's or target's changes."""
+    return [_example(sentence, f"{name(changes)}, example {i}", changes, style) for i, sentence in enumerate(_to_try())]

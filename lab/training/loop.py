@@ -6,7 +6,7 @@ import pickle
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ class Diverged(LabError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. learning_rate is the peak after `warmup` steps; it then falls linearly to 0 at `steps`."""
+    """How to train. learning_rate is the peak after `warmup` steps; it then falls to 0 at `steps`, linearly or as a cosine (`schedule`)."""
 
     steps: int
     learning_rate: float
@@ -42,8 +42,11 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     precision: str = "no"  # accelerate's mixed precision: no | bf16 | fp16
     seed: int = 0
+    schedule: str = "linear"
 
     def __post_init__(self):
+        if self.schedule not in ("linear", "cosine"):
+            raise LabError(f"schedule is {self.schedule!r}; choose linear or cosine.")
         if self.steps < 0:
             raise LabError(f"steps is {self.steps}; give 0 or more.")
         if not self.learning_rate > 0:
@@ -58,19 +61,24 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """input_ids, labels, attention_mask: (rows, tokens) int64. labels are IGNORED where no loss is wanted."""
+    """input_ids, labels, attention_mask: (rows, tokens) int64. labels are IGNORED where no loss is wanted. skills: of the rows."""
 
     input_ids: Tensor
     labels: Tensor
     attention_mask: Tensor
+    skills: tuple[str, ...] = ()
+
+    def to(self, device) -> "Batch":
+        return Batch(self.input_ids.to(device), self.labels.to(device), self.attention_mask.to(device), self.skills)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One training row: token ids, and how many of the first belong to the prompt (no loss there)."""
+    """One training row: token ids, and how many of the first belong to the prompt (no loss there). skill: whose it is, if known."""
 
     ids: tuple[int, ...]
     prompt_length: int
+    skill: str = ""
 
 
 def encode_prompt(tokenizer, prompt: str) -> list[int]:
@@ -81,11 +89,11 @@ def encode_prompt(tokenizer, prompt: str) -> list[int]:
     return ids if start is None or ids[:1] == [start] else [start, *ids]
 
 
-def encode(tokenizer, prompt: str, completion: str, max_tokens: int) -> Encoded:
+def encode(tokenizer, prompt: str, completion: str, max_tokens: int, skill: str = "") -> Encoded:
     """Prompt and completion are tokenised apart, as generation sees them, and end with the end-of-text token."""
     head = encode_prompt(tokenizer, prompt)
     tail = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    return Encoded(tuple([*head, *tail][:max_tokens]), min(len(head), max_tokens))
+    return Encoded(tuple([*head, *tail][:max_tokens]), min(len(head), max_tokens), skill)
 
 
 def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:
@@ -97,7 +105,7 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:
         ids[i, : len(row.ids)] = torch.tensor(row.ids)
         labels[i, row.prompt_length : len(row.ids)] = torch.tensor(row.ids[row.prompt_length :], dtype=torch.long)
         mask[i, : len(row.ids)] = 1
-    return Batch(ids, labels, mask)
+    return Batch(ids, labels, mask, tuple(row.skill for row in rows))
 
 
 def bucketed_batches(
@@ -205,23 +213,26 @@ def fit(
     `on_step(step, loss)` may return True to stop early, keeping what was learned.
     """
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from transformers import get_linear_schedule_with_warmup
+    from accelerate.state import AcceleratorState, PartialState
+    from transformers import get_scheduler
 
     torch.manual_seed(config.seed)
-    AcceleratorState._reset_state(reset_partial_state=False)  # another precision than an earlier run of this process had
-    accelerator = Accelerator(mixed_precision=config.precision)
+    # Another precision, or device, than an earlier run of this process had. A model on the CPU is trained there, beside a GPU too.
+    place = next(model.parameters()).device.type
+    on_cpu = place == "cpu" and torch.cuda.is_available()
+    AcceleratorState._reset_state(reset_partial_state=PartialState(cpu=on_cpu).device.type != place)
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=on_cpu)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise LabError(f"{label}: no parameter of the model is trainable.")
     optimizers = _optimizers(named, config)
-    schedules = [get_linear_schedule_with_warmup(o, config.warmup, config.steps) for o in optimizers]
+    schedules = [get_scheduler(config.schedule, o, config.warmup, config.steps) for o in optimizers]
     model, *optimizers = accelerator.prepare(model, *optimizers)
     device = accelerator.device
     losses: list[float] = []
     ended = False
     key = fingerprint(config, named)
-    state = _read_checkpoint(checkpoint) if checkpoint is not None else None
+    state = read_state(checkpoint, _CHECKPOINT) if checkpoint is not None else None
     if state is not None and state["key"] == key:
         with torch.no_grad():
             for name, parameter in named:
@@ -240,19 +251,19 @@ def fit(
     last = len(losses) if ended else config.steps  # a run that was stopped early stays stopped
     bar = tqdm(range(len(losses), last), initial=len(losses), total=config.steps, desc=label, mininterval=2.0)
     for step in bar:
-        micro = [Batch(*(t.to(device) for t in (b.input_ids, b.labels, b.attention_mask))) for b in batches(step)]
-        tokens = sum(int((b.labels[:, 1:] != IGNORED).sum()) for b in micro)
-        total = 0.0
+        micro = batches(step)
+        tokens = sum(int((b.labels[:, 1:] != IGNORED).sum()) for b in micro)  # before they go to a GPU, which would be waited for
+        values = []
         for batch in micro:
-            value, _ = loss(model, batch)
+            value, _ = loss(model, batch.to(device))
             accelerator.backward(value / max(tokens, 1))
-            total += float(value.detach())
+            values.append(value.detach())
         accelerator.clip_grad_norm_([p for _, p in named], config.clip)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        losses.append(total / max(tokens, 1))
+        losses.append(sum(torch.stack(values).tolist()) / max(tokens, 1))  # the one wait of a step
         if losses[-1] != losses[-1]:
             raise Diverged(f"{label}: the loss became NaN at step {step}; lower the learning rate (now {config.learning_rate}).")
         bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.3f}", refresh=False)
@@ -267,13 +278,13 @@ def fit(
     return losses
 
 
-def _read_checkpoint(path: Path) -> dict | None:
-    """What `_save_checkpoint` wrote; None where there is nothing, or, with a warning, where it is damaged."""
+def read_state(path: Path, holding: Collection[str]) -> dict | None:
+    """What a checkpoint holds, on the CPU, under these names; None where there is none, or, with a warning, where it is damaged."""
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state.keys() == _CHECKPOINT:
+        if state.keys() == set(holding):
             return state
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, AttributeError, TypeError, pickle.UnpicklingError):
         pass  # said below

@@ -12,6 +12,8 @@ import torch
 from lab.errors import LabError
 from lab.files import write_atomic
 from lab.lora.adapter import LoraAdapter
+from lab.lora.compatibility import linear_shape
+from lab.lora.module_names import usual_order
 from lab.lora.peft_io import from_peft, save
 from lab.tasks import Example
 from lab.tasks.prompts import in_chat
@@ -41,11 +43,22 @@ class LoraTraining:
         return self.epochs * math.ceil(rows / (self.batch_size * self.accumulation))
 
 
+def linear_targets(model) -> tuple[str, ...]:
+    """The names of all linear layers but the head, in the order in which people list them."""
+    head = model.get_output_embeddings()
+    found = {name.rpartition(".")[2] for name, layer in model.named_modules() if linear_shape(layer) and layer is not head}
+    return tuple(sorted(found, key=usual_order))
+
+
 def encode_examples(tokenizer, examples: Sequence[Example], max_tokens: int, chat: bool = False) -> list[Encoded]:
-    """Training rows; chat as in lab.evaluation.evaluate.Decoding. Raises LabError when there is nothing to train on."""
+    """Training rows; chat as in lab.evaluation.evaluate.Decoding. An example's metadata may name its `skill`.
+
+    Raises LabError when there is nothing to train on.
+    """
     if chat:
         examples = [in_chat(tokenizer, example) for example in examples]
-    rows = [encode(tokenizer, e.prompt, e.completion, max_tokens) for e in examples if e.completion]
+    told = [e for e in examples if e.completion]
+    rows = [encode(tokenizer, e.prompt, e.completion, max_tokens, str(e.metadata.get("skill", ""))) for e in told]
     if not rows:
         raise LabError("There are no training rows: every completion is empty.")
     return rows

@@ -18,6 +18,7 @@ from lab.app.engine import Engine, shared_copy
 from lab.app.jobs import Jobs
 from lab.app.learning import Material, layers_job, learn_job, own_material, target_material, weigh
 from lab.app.session import Session
+from lab.app.showcase import WORD_PROBLEMS
 from lab.app.sources import Access, open_adapter, open_uploads, read_pairs, read_prompts, shipped_skills
 from lab.app.streaming import Decoding, stream
 from lab.app.tab_compare import _ratings
@@ -31,7 +32,7 @@ from lab.lora.adapter import LoraFactors
 from lab.lora.base import load_base
 from lab.lora.peft_io import load, save
 from lab.lora.stacked import attach
-from lab.merging import merge
+from lab.merging import METHODS, merge
 from lab.merging.routing import load_router
 from lab.tasks import Example, hard_math_code
 from lab.training.lora import encode_examples
@@ -319,9 +320,9 @@ def test_visitors_of_a_shared_page_read_below_the_roots_only(tmp_path):
 def test_rows_from_files(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n\n{"prompt": "c", "completion": "d"}\n')
-    assert read_pairs(file) == [("a", "b"), ("c", "d")]
+    assert read_pairs(file).pairs == [("a", "b"), ("c", "d")]
     file.write_text('{"x": "a", "y": "b"}\n')
-    assert read_pairs(file) == [("a", "b")]
+    assert read_pairs(file).pairs == [("a", "b")]
     for text, said in {
         '{"prompt": "a", "completion": "b"}\n{"prompt"': "line 2",
         '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}': "row 2",
@@ -410,7 +411,8 @@ def test_votes_and_ratings(tmp_path):
 
 
 def material(engine) -> Material:
-    rows = [Example(str(i), f"Question: {i}?\nAnswer:", f" {i} and {i}") for i in range(12)]
+    named = [{"skill": name} for name in ("maths", "code")]
+    rows = [Example(str(i), f"Question: {i}?\nAnswer:", f" {i} and {i}", metadata=named[i % 2]) for i in range(12)]
     return Material(
         encode_examples(engine.tokenizer, rows, 64), {"maths": encode_examples(engine.tokenizer, rows[:4], 64)}
     )
@@ -498,11 +500,11 @@ def learned(engine, session, method, parameters, steps=2, rows=None):
 
 def test_routers_answer_beside_the_others_and_can_be_taken_home(engine, session, prompts, tmp_path):
     """Each router decides for its own column only; what is taken home gives the same logits."""
-    for name in ("moe", "lora_flow", "xlora"):  # plain, with a hook, with a cache of its own
+    for name in ("moe", "lora_flow", "xlora", "prompt_router"):  # plain, with a hook, with a cache of its own, per prompt
         found = learned(engine, session, name, {}).result(session.adapters)
         assert session.add(f"learned {name}", found) == f"learned {name}"
     session.add("arrow", session.make("arrow", {"temperature": 0.5}))
-    columns = ["arrow", "base", "learned moe", "learned xlora", "merge", "learned lora_flow"]
+    columns = ["arrow", "base", "learned moe", "learned prompt_router", "learned xlora", "merge", "learned lora_flow"]
     questions = [Question(p) for p in prompts[:2]]
     state = last(compare(engine, session, questions, columns, Decoding(8)))
     answers = {c: [row[i].text for row in state.answers] for i, c in enumerate(columns)}
@@ -533,7 +535,7 @@ def test_routers_answer_beside_the_others_and_can_be_taken_home(engine, session,
 
 
 def test_lorahub_learns_from_examples_of_the_target(engine, session):
-    rows = target_material(engine, get_preset("embedded"), 5)
+    rows = target_material(engine, get_preset("embedded"), WORD_PROBLEMS, 5)
     outcome = learned(engine, session, "lorahub", {"semantics": "delta"}, steps=4, rows=rows)
     weights = outcome.recipe["weights"]
     assert outcome.alphas[:, 0].tolist() == pytest.approx([weights["maths"], weights["code"]], abs=1e-4)
@@ -612,7 +614,7 @@ def test_the_command_of_another_method_makes_it_again(engine, session, tmp_path,
         assert torch.allclose(delta(again, module), factors.delta_weight(), atol=1e-5)
     text = takehome.recipe_text(session, column)
     takehome.apply_recipe(session, takehome.read_recipe(text))
-    assert session.others[f"{method} 2"].rank == session.others[column].rank
+    assert session.others[METHODS[method].label].rank == session.others[column].rank
 
 
 def test_commands_name_what_was_done(engine, session):

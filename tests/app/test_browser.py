@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.app import actions
 from lab.app import mixer as mixing
 from lab.app.server import Server
 from tests.app.waiting import PATIENCE, until
@@ -97,7 +98,10 @@ class Browser:
             )
             time.sleep(0.1)
 
-    def open(self, url: str):
+    def open(self, url: str, fresh: bool = True):
+        """Load the page. fresh: as somebody who was never here."""
+        if fresh:
+            self.send("Storage.clearDataForOrigin", origin=url.split("?")[0].rstrip("/"), storageTypes="local_storage")
         self.send("Page.navigate", url=url)
         self.wait("$$('#mixer [data-cell]').length > 0 && $$('#columns input:checked').length > 0")
 
@@ -290,17 +294,138 @@ def test_cells_are_chosen_by_dragging_over_them(browser, address):
     assert rules(browser, "code layers 1-2 q,k,v: 0.35") == "maths: 0.8\ncode: 0.8\ncode layers 1-2 q,k,v: 0.35"
 
 
+def test_work_comes_back_after_a_reload_and_after_a_restart_and_can_be_begun_anew(browser, tmp_path):
+    import app
+    from lab.experiments.context import SHIPPED
+
+    upload = tmp_path / "mine.zip"
+    with zipfile.ZipFile(upload, "w") as archive:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            archive.write(next(SHIPPED.glob("skill-code-*")) / name, f"mine/{name}")
+
+    def there() -> None:
+        """All of it, and a line that says so."""
+        browser.wait("$('#welcome') && $('#welcome').innerText.includes('Your work is here again')")
+        assert "maths, code, mine; alphas; setting A; 1 further columns; a learned result" in browser.js("$('#welcome').innerText")
+        browser.wait("$('#prompt textarea').value === 'A prompt of my own' && $('#mixer [data-cell=\"2/3/1\"]').value === '.3'")
+        assert browser.js("$$('#columns label').filter(l => l.querySelector('input').checked).map(l => l.innerText.trim())") == [
+            "base", "mine", "merge", "A", "TIES"]  # fmt: skip
+        assert rules(browser, "mine layers 3 k: 0.3") == "maths: 0.8\ncode: 0.8\nmine: 0.8\nmine layers 3 k: 0.3"
+        browser.tab("Learn")
+        browser.wait("$('#learn-status [data-state=done]') && $$('#learn-status svg').length >= 2")
+        browser.tab("Compare")
+
+    with Server(app.build_app(files=tmp_path / "app")) as server:
+        port = int(server.url.rstrip("/").rpartition(":")[2])
+        browser.open(server.url)
+        assert not browser.js("$('#welcome') && $('#welcome').getClientRects().length")
+        browser.tab("Load")
+        browser.wait("$('#upload input[type=file]')")
+        browser.choose_files("#upload input[type=file]", [str(upload)])
+        browser.wait("$$('#mixer section').length === 3")
+        browser.click("#keep-a")
+        browser.wait("$('#side').innerText.includes('kept: A')")
+        browser.type("#mixer [data-cell='2/3/1']", "0.3")
+        browser.tab("Set")
+        browser.click("#add-method", "TIES")
+        browser.wait("$$('#columns label').some(l => l.textContent.includes('TIES'))")
+        browser.tab("Compare")
+        for name in ("maths", "code"):
+            browser.click("#columns label", name)
+        browser.click("#columns label", "A")
+        browser.type("#prompt textarea", "A prompt of my own")
+        browser.tab("Learn")
+        browser.type("#steps input", "3")
+        browser.type("#checked input", "2")
+        browser.click("#start-learning")
+        browser.wait("$('#verdict') && $('#verdict').innerText.includes('right of 2 problems')")
+        browser.open(server.url, fresh=False)
+        there()
+    with Server(app.build_app(files=tmp_path / "app"), port=port) as server:
+        browser.open(server.url, fresh=False)
+        there()
+        ask(browser)
+        browser.tab("Learn")
+        browser.click("#use-learned")
+        assert "maths layers" in rules(browser, "mine layers 0")
+        browser.click("#start-fresh")
+        browser.wait("$$('#mixer section').length === 2 && $('#prompt textarea').value !== 'A prompt of my own'")
+        browser.click("#bring-back")
+        browser.wait("$$('#mixer section').length === 3 && $('#prompt textarea').value === 'A prompt of my own'")
+        browser.open(server.url)  # another browser
+        browser.wait("$$('#mixer section').length === 2")
+        assert not browser.js("$('#welcome') && $('#welcome').getClientRects().length")
+
+
+def test_an_edited_prompt_leaves_gold_and_verdict_of_the_example_behind(browser, address):
+    browser.open(address)
+    ask(browser)
+    assert browser.js("$('#gold input, #gold textarea').value && $$('#answers .verdict').length")
+    browser.type("#prompt textarea", "Add two and three.")
+    browser.wait("$('#gold input, #gold textarea').value === '' && $('#answers').innerText.includes('before it was edited')")
+    assert not browser.js("$$('#answers .verdict').length")
+
+
+def test_a_filter_typed_while_the_records_are_read_holds(browser, address, monkeypatch):
+    right, waits = actions.sections, iter([3.0])
+
+    def slow_at_first(*args):
+        time.sleep(next(waits, 0.0))
+        return right(*args)
+
+    browser.open(address)
+    monkeypatch.setattr(actions, "sections", slow_at_first)
+    browser.tab("Results")
+    browser.type("#filter input, #filter textarea", "ties")
+    browser.wait("$$('#leaderboard tbody tr').length && $$('#leaderboard tbody th').every(e => e.innerText.toLowerCase().includes('ties'))")
+    assert not browser.js("document.body.innerText.includes('no such records')")
+
+
+def test_a_comparison_is_saved_and_found_in_results(browser, address):
+    browser.open(address)
+    browser.click("#kind label", "Problems of a task")
+    browser.type("#problems input", "3")
+    browser.click("#ask")
+    browser.wait("$('#keeping') && $('#keeping').getClientRects().length")
+    browser.type("#comparison-name input, #comparison-name textarea", "First look")
+    browser.click("#save-comparison")
+    browser.wait("$$('#comparison-files a').length >= 6")
+    assert b"merge" in b"".join(fetched(browser, '#comparison-files a[href*="table.md"]'))
+    browser.tab("Results")
+    browser.wait("$('#section input').value")
+    browser.choose("#section", "First look · saved by you · 3 problems")
+    browser.wait("$$('#leaderboard tbody th').some(e => e.innerText.includes('merge')) && $('#remove-comparison').getClientRects().length")
+
+
+def test_what_is_refused_has_one_button_that_mends_it(browser, address, tmp_path):
+    from dataclasses import replace
+
+    from lab.app.sources import shipped_skills
+    from lab.lora.peft_io import save
+
+    save(tmp_path / "mine", replace(shipped_skills()[1], base="owner/name", name="mine"))
+    browser.open(address)
+    browser.tab("Load")
+    for _ in range(2):  # a retry doubles nothing
+        browser.type("#source input, #source textarea", str(tmp_path / "mine"))
+        browser.click("#load-adapter")
+        browser.wait("$('#mend') && $('#mend').getClientRects().length && $('#refusal').innerText.includes('owner/name')")
+    assert browser.js("$$('#mixer section').length") == 2
+    browser.click("#mend")
+    browser.wait("$$('#mixer section').length === 3 && !$('#refusal').innerText.includes('owner/name')")
+
+
 def test_any_method_is_a_column(browser, address):
     browser.open(address)
     browser.tab("Set")
-    browser.click("#add-method", "ties")
-    browser.wait("$$('#take input, #columns label').some(e => (e.value || e.innerText).includes('ties'))")
-    browser.choose("#method", "arrow")
-    browser.click("#add-method", "arrow")
+    browser.click("#add-method", "TIES")
+    browser.wait("$$('#take input, #columns label').some(e => (e.value || e.innerText).includes('TIES'))")
+    browser.choose("#method", "Arrow")
+    browser.click("#add-method", "Arrow")
     browser.tab("Compare")
-    browser.wait("$$('#columns label').some(e => e.innerText.includes('arrow'))")
+    browser.wait("$$('#columns label').some(e => e.innerText.includes('Arrow'))")
     answers = ask(browser)
-    assert list(answers) == ["base", "maths", "code", "merge", "ties", "arrow"] and answers["arrow"] and answers["ties"]
+    assert list(answers) == ["base", "maths", "code", "merge", "TIES", "Arrow"] and answers["Arrow"] and answers["TIES"]
 
 
 def test_a_wrong_rule_or_cell_is_told_and_changes_nothing(browser, address):
@@ -340,7 +465,7 @@ def test_learning_is_live_stops_and_survives_a_closed_page(browser, address):
     browser.click("#start-learning")
     browser.wait("$$('#learn-status svg').length >= 2")  # loss and heatmap
     browser.send("Page.navigate", url="about:blank")
-    browser.open(address)
+    browser.open(address, fresh=False)
     browser.tab("Learn")
     browser.wait("$('#learn-status') && $('#learn-status').innerText.includes('running')")
     browser.click("#stop-learning")
@@ -414,7 +539,7 @@ def test_results_are_filtered_read_and_opened_in_compare(browser, address):
     browser.open(address)
     browser.tab("Results")
     everything = browser.wait("$$('#leaderboard tbody tr').length > 5 && $$('#leaderboard tbody tr').length")
-    browser.wait("$$('#browser details.question').length > 5 && $('#browser h3').innerText.startsWith('cat')")
+    browser.wait("$$('#browser details.question').length > 5 && $('#browser h3').innerText.startsWith('CAT')")
     assert browser.js("$('#browser details.question pre').textContent").strip()
     browser.type("#filter input, #filter textarea", "ties")
     browser.wait(f"$$('#leaderboard tbody tr').length < {everything}")

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from lab.cli.learn import _examples, read_pairs
+from lab.cli.learn import _rows
 from lab.cli.main import main
 from lab.experiments.candidates import CANDIDATES
 from lab.files import PROJECT
@@ -214,7 +214,7 @@ def test_learn_gives_a_router_where_the_method_is_one(here, tiny_base, capsys):
 
 
 def test_the_embedded_world_is_data_too():
-    examples, digests = _examples(["world"], 3, 0)
+    examples, digests = _rows(["world"], 3, 0)
     assert len(examples) == 6 and digests and all(e.prompt and e.completion for e in examples)
 
 
@@ -338,12 +338,6 @@ def test_bad_rows_are_named_by_line(here, tiny_base, capsys, line, says):
     (here / "rows.jsonl").write_bytes(b"\xff\xfe")
     assert "not UTF-8" in told(capsys, LEARN)
     assert not (here / "out").exists()
-
-
-def test_lines_are_split_at_line_ends_only(here):
-    row = json.dumps({"prompt": "a\u2028b", "completion": "c"}, ensure_ascii=False)
-    (here / "rows.jsonl").write_text(row, encoding="utf-8")
-    assert read_pairs(here / "rows.jsonl") == [(1, "a\u2028b", "c")]
 
 
 def test_a_base_that_is_not_there_and_one_that_nobody_names(here, kept, capsys):

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from lab.errors import LabError
-from lab.evaluation.statistics import holm, mean_interval, paired_test, proportion_interval, super_linearity
+from lab.evaluation.statistics import holm, mean_interval, paired_test, proportion_interval, retention, super_linearity
 
 
 def test_wilson_against_its_formula():
@@ -169,3 +169,15 @@ def test_one_problem_alone_proves_nothing():
     """Both flips of its sign are as extreme, so p is 1; scipy refuses to count them."""
     found = paired_test([[0, 1, 0], [0, 1, 0]], [[0, 0, 0], [0, 0, 0]])
     assert (found.p_value, found.wins, found.losses) == (1.0, 1, 0)
+
+
+def test_retention_is_the_share_of_the_skills_gain():
+    base, skill = [0.0] * 90 + [1.0] * 10, [1.0] * 60 + [0.0] * 30 + [1.0] * 10
+    merged = [1.0] * 30 + [0.0] * 60 + [1.0] * 10
+    found = retention(base, skill, merged)
+    assert found.kept == pytest.approx(0.5) and 0.3 < found.low < 0.5 < found.high < 0.7
+    assert found.difference.difference.mean == pytest.approx(-0.3) and found.difference.losses == 30
+    assert retention(base, skill, skill).kept == 1.0 and retention(base, skill, base).kept == 0.0
+    # No clear gain, no share of it; unscored problems are left out everywhere.
+    assert retention(base, base, merged).kept is None
+    assert retention([None, *base], [1.0, *skill], [1.0, *merged]).kept == pytest.approx(0.5)

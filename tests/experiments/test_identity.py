@@ -9,7 +9,7 @@ import pytest
 from lab.evaluation import evaluate
 from lab.experiments import context as context_of
 from lab.experiments import sections
-from lab.experiments.candidates import find
+from lab.experiments.candidates import baselines, find
 from lab.experiments.comparison import asked_of, compare, record_key
 from lab.experiments.context import SHIPPED, RunContext
 from lab.experiments.presets import get_preset
@@ -175,6 +175,20 @@ def test_a_methods_version_and_its_defaults_are_in_its_key(context, registered, 
     default = next(choice for choice in first.choices if choice != first.default) if first.choices else first.default / 2
     METHODS[method] = dataclasses.replace(found, parameters=(dataclasses.replace(first, default=default), *rest))
     assert differing(before, keys(context)) == decided
+
+
+def test_what_decides_a_control_a_search_and_worked_examples_is_in_their_keys(context, registered, monkeypatch):
+    def key(name: str) -> str:
+        return content_hash(dict(find(name, MATH_CODE).make(context).key))
+
+    before = {name: key(name) for name in ("new_lora", "lorahub")}
+    monkeypatch.setattr(baselines, "VERSION", baselines.VERSION + 1)
+    METHODS["lorahub"] = dataclasses.replace(METHODS["lorahub"], recipe=dataclasses.replace(METHODS["lorahub"].recipe, steps=7))
+    assert all(key(name) != before[name] for name in before)
+    entry = find("few_shot", MATH_CODE).make(context)
+    asked = asked_of(context, entry, 2)
+    in_other_words = other(context, section=section_of(target=dataclasses.replace(TARGET, template="Now: {text}\n")))
+    assert record_key(context, "few_shot", entry, asked) != record_key(in_other_words, "few_shot", entry, asked)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -14,7 +14,7 @@ from lab.lora.adapter import LoraAdapter
 from lab.lora.compatibility import check_compatible
 from lab.lora.peft_io import load, save
 from lab.lora.stacked import attach
-from lab.merging import METHODS, build, freeze, merge, search
+from lab.merging import METHODS, build, freeze, merge, search, solve
 from tests.lora.test_adapter import edit_config
 from tests.merging.test_merging_static import CASES
 from tests.tiny_models import adapter, gpt2, llama, peft_model, two_skills
@@ -31,6 +31,8 @@ def outcome(name, adapters, base) -> str:
     try:
         if method.kind == "search":
             search(name, adapters, lambda adapter: 1.0, 2)
+        elif method.kind == "solve":
+            solve(name, adapters, base, {a.name: [[1, 2, 3], [4, 5, 6]] for a in adapters})
         elif method.kind == "router" or method.recipe is not None:
             with attach(base, adapters) as stack:
                 built = build(name, stack)
@@ -56,7 +58,7 @@ def test_the_report_says_what_every_method_really_does(base):
         told = {method.name: method.reason or "passes" for method in report(make(base)).methods}
         assert told == {row[0]: row[column] for row in table}, case
     refusals = {(row[0], case) for row in table for case, cell in zip(CASES, row[1:], strict=True) if cell != "passes"}
-    assert refusals == {("slerp", "3 skills"), ("lorahub", "unequal rank")}
+    assert refusals == {("slerp", "3 skills"), ("nuslerp", "3 skills"), ("lorahub", "unequal rank")}
     assert all(name in cell for name, *cells in table for cell in cells if cell != "passes")
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 import threading
 import time
@@ -350,6 +351,44 @@ def test_learning_follows_the_methods_recipe(base, registered):
         for data in ("mix", "prompts")
     )
     assert with_answers[0] != with_answers[1] and without[0] == without[1]
+
+
+def test_the_best_look_at_the_held_out_rows_is_kept_where_the_recipe_says_so(base, registered):
+    model, adapters, data = copy.deepcopy(base), two_skills(base), rows(20)
+    recipe = METHODS["recycling"].recipe
+    assert recipe.check_every == 10
+
+    def learned(check_every):
+        METHODS["recycling"] = dataclasses.replace(METHODS["recycling"], recipe=dataclasses.replace(recipe, check_every=check_every))
+        return learn("recycling", model, adapters, data, PAD, rates=(1.0,), steps=25)  # random rows: the longer, the worse
+
+    last, best = learned(None), learned(10)
+    assert last.kept_step is None and best.kept_step == 10 and best.losses == last.losses
+    assert best.sweep[0][1] < last.sweep[0][1]
+    _, held_out = learning.split_held_out(data, 0)
+    with attach(model, [best.adapter]) as stack:
+        stack.set_coefficients(torch.ones(1, len(stack.modules)))
+        assert held_out_loss(model, held_out, PAD) == pytest.approx(best.sweep[0][1], rel=1e-5)
+
+
+def test_a_run_that_keeps_its_best_goes_on_exactly_after_a_kill(base, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def die(step, loss):
+        if step == 13:
+            raise Killed
+
+    def learned(**given):
+        return learn("recycling", copy.deepcopy(base), two_skills(base), rows(20), PAD, rates=(0.3,), steps=25, **given)
+
+    whole = learned()
+    monkeypatch.setattr(learning, "fit", functools.partial(learning.fit, checkpoint_seconds=0))
+    with pytest.raises(Killed):
+        learned(checkpoint=tmp_path / "state", on_step=die)
+    assert list(tmp_path.glob("*-best"))
+    again = learned(checkpoint=tmp_path / "state")
+    assert again.kept_step == whole.kept_step and again.adapter.digest() == whole.adapter.digest()
 
 
 def make_router(with_objective: bool):

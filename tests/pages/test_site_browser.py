@@ -14,6 +14,7 @@ PAGES = {
     "index.html": "$('h1')",
     "leaderboard.html": "$('#count').textContent",
     "paper.html": "$('table')",
+    "formulas.html": "$('table')",
     "completions-s5_1_math_code.html": "$('#shown article')",
     "coefficients.html": "$('#shown table')",
 }

@@ -1,6 +1,7 @@
 """The training loop: exact resume, exact accumulation, and only what is trainable moves."""
 
 import json
+import math
 import time
 
 import pytest
@@ -58,6 +59,25 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, optimizer):
     assert again == losses
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share"), [("linear", lambda done: 1 - done), ("cosine", lambda done: (1 + math.cos(math.pi * done)) / 2)]
+)
+def test_the_rate_rises_and_falls_as_the_schedule_says(schedule, share):
+    """Under a constant gradient AdamW moves a number by the rate of the step."""
+    model = torch.nn.Module()
+    model.number = torch.nn.Parameter(torch.zeros(()))
+    numbers = [0.0]
+    config = TrainConfig(steps=10, learning_rate=1.0, warmup=2, schedule=schedule)
+    fit(
+        model, bucketed_batches(ROWS, 3, 10, 0, 0), config, loss=lambda model, batch: (model.number * (batch.labels[:, 1:] != -100).sum(), 1),
+        on_step=lambda step, loss: numbers.append(model.number.item()),
+    )  # fmt: skip
+    rates = [before - after for before, after in zip(numbers, numbers[1:], strict=False)]
+    assert rates == pytest.approx([0, 0.5, *(share(step / 8) for step in range(8))], abs=1e-4)
+    with pytest.raises(LabError, match="schedule is 'steps'; choose linear or cosine"):
+        TrainConfig(steps=1, learning_rate=1.0, schedule="steps")
 
 
 def test_checkpoint_of_another_run_is_not_used(tmp_path):
@@ -230,6 +250,20 @@ def test_durations_do_not_follow_the_clock_on_the_wall(tmp_path, monkeypatch, to
     training = LoraTraining(2, 4, 0.0, ("q_proj",), 1, 4, 1, 1e-3, 0, 64, "no")
     train_lora(model, tokenizer, [Encoded((3, 4, 5, 6), 2)] * 4, training, name="s", base="b", seed=0, folder=tmp_path / "s", checkpoint=None)
     assert 0 <= json.loads((tmp_path / "s" / "training.json").read_text())["seconds"] < 3600
+
+
+def test_a_model_on_the_cpu_is_trained_there_beside_a_gpu(monkeypatch):
+    """As a reference for the GPU's numbers, or because the app was told to stay on the CPU."""
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        model = tiny()
+        losses = fit(model, bucketed_batches(ROWS, 2, 2, 0, 0), TrainConfig(steps=2, learning_rate=1e-2))
+        assert len(losses) == 2 and next(model.parameters()).device.type == "cpu"
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_bad_input_is_named():

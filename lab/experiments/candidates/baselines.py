@@ -13,6 +13,7 @@ from lab.experiments.context import Entry, RunContext
 from lab.lora.adapter import LoraAdapter, LoraFactors
 from lab.lora.stacked import attach
 from lab.merging import learn
+from lab.training.lora import VERSION
 
 PAPER = "https://arxiv.org/abs/2410.13025"
 MIX = "a little of the skills' rows"
@@ -54,7 +55,7 @@ def _new_lora(context: RunContext, sweeps: int) -> Entry:
     preset = context.preset
     training, _ = learn.split_held_out(context.coefficient_rows, context.seed)
     steps = -(-len(training) // preset.coefficient_batch) * preset.coefficient_epochs * sweeps
-    key = context.coefficient_key(training=dataclasses.asdict(preset.training), sweeps=sweeps)
+    key = context.coefficient_key(training=dataclasses.asdict(preset.training), sweeps=sweeps, version=VERSION)
     return context.trained(f"new_lora-{sweeps}", key, lambda: training, steps=steps, batch_size=preset.coefficient_batch)
 
 

@@ -20,7 +20,7 @@ def learned(
     """
     preset, recipe = context.preset, METHODS[method].recipe
     search = METHODS[method].kind == "search"
-    rates = () if search else tuple(rates or preset.coefficient_rates)
+    rates = () if recipe.learning_rate is None else tuple(rates or preset.coefficient_rates)
     examples = context.target_examples(recipe.rows) if recipe.data == "target" else context.coefficient_examples
 
     def build(checkpoint: Path) -> tuple[LoraAdapter | Router, dict]:
@@ -30,9 +30,11 @@ def learned(
             precision=preset.precision, parameters=parameters, checkpoint=checkpoint,
         )  # fmt: skip
         facts = {"loss": found.losses, "sweep": found.sweep, "learning_rate": found.learning_rate, "steps": found.steps}
+        facts |= {} if found.kept_step is None else {"kept_step": found.kept_step}
         return found.adapter or context.router(method, parameters, found.router_state), facts
 
-    key = context.coefficient_key(examples, rates=rates, **context.method_key(method, parameters))
+    steps = {"steps": recipe.steps} if search else {}
+    key = context.coefficient_key(examples, rates=rates, **steps, **context.method_key(method, parameters))
     return context.made(kind or method, {**key, "noise": True} if adapters else key, build)
 
 

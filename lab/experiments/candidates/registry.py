@@ -75,7 +75,8 @@ def of_method(name: str) -> Candidate:
     if method.recipe is None:
         make, cost = static, "nothing"
     else:
-        make, cost = learned, "search" if method.kind == "search" else "coefficients"
+        closed = method.recipe.learning_rate is None  # nothing is trained: some forward passes
+        make, cost = learned, "search" if method.kind == "search" else "nothing" if closed else "coefficients"
     keeps = "nothing" if method.kind == "router" else "all"  # a router's skills lie in the store anyway
     return Candidate(name, method.label, method.role, partial(make, method=name), cost, method.sees, method.paper, method.summary, keeps=keeps)
 

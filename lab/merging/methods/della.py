@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lab.errors import LabError
-from lab.merging.pruning import CHUNK, Density, Scale, chunks, draw, elect_and_merge
+from lab.merging.pruning import CHUNK, Density, Scale, at_once, chunks, draw, elect_and_merge
 from lab.merging.registry import Range, merge_method
 
 Epsilon = Annotated[float, Range(0, 0.5), "half the spread of the keep probabilities within a row"]
@@ -39,14 +39,14 @@ def della(
                 f"della: density {density:g} ± epsilon {epsilon:g} leaves the range from 0 to 1; "
                 f"choose a smaller epsilon."
             )
-        deltas = torch.stack([_magprune(delta, density, epsilon, generator) for delta in deltas])
+        deltas = torch.stack([magprune(delta, density, epsilon, generator) for delta in deltas])
     return elect_and_merge(deltas if density else 0 * deltas, weights, normalize=True).mul_(scale)
 
 
-def _magprune(delta: Tensor, density: float, epsilon: float, generator: torch.Generator) -> Tensor:
+def magprune(delta: Tensor, density: float, epsilon: float, generator: torch.Generator) -> Tensor:
     pruned = torch.empty_like(delta)
     width = delta.shape[1]
-    for rows in chunks(len(delta), max(1, CHUNK // max(width, 1))):
+    for rows in chunks(len(delta), max(1, at_once(delta) // max(width, 1))):
         keep = density - epsilon + 2 * epsilon * _ranks(delta[rows], delta.numel()) / max(width - 1, 1)
         pruned[rows] = delta[rows] * (draw(keep, generator) < keep) / keep
     return pruned

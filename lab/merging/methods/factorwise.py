@@ -23,13 +23,18 @@ Factors = Sequence[Tensor]
 Majority = Literal["total", "frequency"]
 
 
-@merge_method(label="Linear on factors", paper=PEFT, formula="(Σ √(w_i s_i) B_i)(Σ √(w_i s_i) A_i), w = 1/k")
+@merge_method(label="Linear on factors", paper=PEFT, formula="(Σ √(w_i s_i) B_i)(Σ √(w_i s_i) A_i), w = 1/k", depends_on_split=True)
 def linear_factors(A: Factors, B: Factors, scalings: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """PEFT's `linear`: product of the factors' sums, each factor with the root of its weight."""
     return _by_factor(A, B, scalings, weights, lambda factor: factor, _weighted_sum)
 
 
-@merge_method(label="Magnitude pruning on factors", paper=PEFT, formula="linear_factors of the largest entries of A_i and of B_i")
+@merge_method(
+    label="Magnitude pruning on factors",
+    paper=PEFT,
+    formula="linear_factors of the largest entries of A_i and of B_i",
+    depends_on_split=True,
+)
 def magnitude_prune_factors(
     A: Factors, B: Factors, scalings: Tensor, weights: Tensor, *, density: Density = 0.5
 ) -> tuple[Tensor, Tensor]:
@@ -37,7 +42,12 @@ def magnitude_prune_factors(
     return _by_factor(A, B, scalings, weights, partial(keep_largest, density=density), _weighted_sum)
 
 
-@merge_method(label="DARE + linear on factors", paper=PEFT, formula="linear_factors of randomly dropped A_i/density and B_i/density")
+@merge_method(
+    label="DARE + linear on factors",
+    paper=PEFT,
+    formula="linear_factors of randomly dropped A_i/density and B_i/density",
+    depends_on_split=True,
+)
 def dare_linear_factors(
     A: Factors,
     B: Factors,
@@ -54,7 +64,8 @@ def dare_linear_factors(
 
 @merge_method(
     label="TIES on factors",
-    paper=PEFT, formula="per factor: mean of √w_i·(largest entries) over elected signs, w = 1", weights="one"
+    paper=PEFT, formula="per factor: mean of √w_i·(largest entries) over elected signs, w = 1", weights="one",
+    depends_on_split=True,
 )
 def ties_factors(
     A: Factors,
@@ -75,7 +86,8 @@ def ties_factors(
 
 @merge_method(
     label="DARE + TIES on factors",
-    paper=PEFT, formula="per factor: mean of √w_i·(dropped entries) over elected signs, w = 1", weights="one"
+    paper=PEFT, formula="per factor: mean of √w_i·(dropped entries) over elected signs, w = 1", weights="one",
+    depends_on_split=True,
 )
 def dare_ties_factors(
     A: Factors,

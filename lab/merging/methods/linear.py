@@ -9,7 +9,12 @@ from torch import Tensor
 from lab.merging.registry import merge_method
 
 
-@merge_method(label="Linear", paper="https://arxiv.org/abs/2410.13025", formula="(Σ w_i √s_i B_i)(Σ w_i √s_i A_i), w = 1/k")
+@merge_method(
+    label="Linear",
+    paper="https://arxiv.org/abs/2410.13025",
+    formula="(Σ w_i √s_i B_i)(Σ w_i √s_i A_i), w = 1/k",
+    depends_on_split=True,
+)
 def linear(A: Sequence[Tensor], B: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
     """Product of the weighted sums of the factors: has cross terms B_i A_j, and w_i² on each skill's own.
 

@@ -33,7 +33,7 @@ class lora_flow(Router):
         names = [parse(module).block for module in stack.modules]
         self.layers = tuple(dict.fromkeys(names))
         self.layer_of = [self.layers.index(name) for name in names]
-        k, hidden = len(self.skills), stack.model.config.hidden_size
+        k, hidden = len(self.skills), stack.model.config.get_text_config().hidden_size
         own = dict(zip(stack.modules, self.in_features, strict=True))
         sizes = [own.get(name, hidden) for name in self.layers]
         self.weights = nn.ParameterList(torch.zeros(k, size) for size in sizes)  # (skills, hidden) per layer

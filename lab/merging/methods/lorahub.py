@@ -25,6 +25,7 @@ Semantics = Literal["factors", "delta"]
     formula="(Σ w_i B_i)(Σ w_i A_i), or Σ w_i ΔW_i, with w searched for least loss + 0.05·mean|w|",
     recipe=Recipe(learning_rate=None, batch_size=5, steps=40, data="target", rows=5),
     equal_ranks=True,
+    depends_on_split=True,
 )
 def lorahub(
     adapters: Sequence[LoraAdapter],

@@ -14,6 +14,7 @@ from lab.merging.registry import Range, Recipe, merge_method
     formula="Σ_i Σ_j a_ij^m s_i b_ij a_ijᵀ, one learned coefficient per rank j of skill i",
     # The rate that the held-out loss chose in the embedded world (0.035 nats; 0.071 at 1e-2, 0.054 at 3e-1).
     recipe=Recipe(learning_rate=1e-1, batch_size=8),
+    depends_on_split=True,
 )
 def rank_cat(
     adapters: Sequence[LoraAdapter],

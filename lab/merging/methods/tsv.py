@@ -32,11 +32,11 @@ def tsv(A: Sequence[Tensor], B: Sequence[Tensor], weights: Tensor) -> tuple[Tens
         left.append(P[:, :count])
         values.append(weight * S[:count])
         right.append(Qh[:count].T)
-    P, Q = _orthogonal(torch.cat(left, dim=1)), _orthogonal(torch.cat(right, dim=1))
+    P, Q = orthogonal(torch.cat(left, dim=1)), orthogonal(torch.cat(right, dim=1))
     return from_core(U, P * torch.cat(values) @ Q.T, V)
 
 
-def _orthogonal(X: Tensor) -> Tensor:
+def orthogonal(X: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns; inside the span of X where X has not full rank."""
     P, S, Qh = torch.linalg.svd(X, full_matrices=False)
     if not len(S):

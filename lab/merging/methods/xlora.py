@@ -1,5 +1,6 @@
 """X-LoRA: a classifier on the base model's last hidden state scales the skills per token (arXiv 2402.07148; PEFT)."""
 
+import inspect
 import weakref
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,7 +51,12 @@ class xlora(Router):
             top_k=top_k, seed=seed,
         )  # fmt: skip
         self.temperature, self.top_k, self.layerwise = temperature, top_k, layerwise
-        width, blocks = stack.model.config.hidden_size, []
+        if "past_key_values" not in inspect.signature(stack.model.forward).parameters:
+            raise LabError(
+                f"X-LoRA reads the base's states through its cache of keys and values, which a {type(stack.model).__name__} does not have; "
+                "choose another method."
+            )
+        width, blocks = stack.model.config.get_text_config().hidden_size, []
         for number in range(depth - 1):
             blocks += [_linear(width, size, seed or 0, number), nn.ReLU(), nn.Dropout(dropout)]
             width = size

@@ -17,6 +17,9 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.formparsers import MultiPartException
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lab.errors import LabError
 
@@ -85,7 +88,7 @@ def mounted(blocks: gr.Blocks) -> FastAPI:
     blocks.state_session_capacity = PAGES
     blocks.preprocess_data = _telling_what_does_not_fit(blocks.preprocess_data)
     return gr.mount_gradio_app(
-        FastAPI(openapi_url=None),
+        FastAPI(openapi_url=None, middleware=[Middleware(_CutUploads)]),
         blocks,
         path="/",
         theme=theme,
@@ -122,6 +125,26 @@ def _telling_what_does_not_fit(preprocess: Callable) -> Callable:
             raise gr.Error(said, print_exception=False) from error
 
     return checked
+
+
+class _CutUploads:
+    """Tells Gradio of an upload whose sender has gone by an error after which it removes what had come; of another it keeps the file."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = scope["type"] != "http" or not scope["path"].endswith("/upload")
+
+        async def received() -> Message:
+            nonlocal whole
+            message = await receive()
+            if message["type"] == "http.disconnect" and not whole:
+                raise MultiPartException("The upload was cut off.")
+            whole = whole or not message.get("more_body", False)
+            return message
+
+        await self.app(scope, received, send)
 
 
 def is_loopback(host: str) -> bool:

@@ -257,6 +257,7 @@ _KINDS = {
     "alpha_pattern": (lambda value: isinstance(value, Mapping) and all(map(_is_number, value.values())), "numbers by module"),
     "base_model_name_or_path": (lambda value: value is None or (isinstance(value, str) and len(value) <= 4096), "a name"),
     "megatron_config": (lambda value: not value, "null"),
+    "trainable_token_indices": (lambda value: value is None, "null"),  # PEFT looks for their weights for an empty list too
 }  # fmt: skip
 
 

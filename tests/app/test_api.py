@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.parse
 import urllib.request
 import weakref
 import zipfile
+from pathlib import Path
 
 import httpx
 import pytest
@@ -198,6 +200,23 @@ def test_what_no_page_would_send_is_answered_by_one_sentence(address, capfd, end
     reply = httpx.post(f"{address}gradio_api/run/{endpoint}", content=body, headers={"Content-Type": "application/json"}, timeout=PATIENCE)
     assert reply.status_code in (422, 500) and said in reply.json()["error"]
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("length", [1 << 10, 3 << 20])
+def test_an_upload_that_is_cut_off_leaves_nothing(address, length):
+    """Of either size: what Gradio holds in memory, and what it has written."""
+    place = Path(os.environ["GRADIO_TEMP_DIR"])
+
+    def files() -> set:
+        return {path for path in place.rglob("*") if path.is_file()}
+
+    before, url = files(), urllib.parse.urlsplit(address)
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="cut.zip"\r\n\r\n' + bytes(length)
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(part) + 99}\r\n\r\n"
+    with socket.create_connection((url.hostname, url.port)) as line:
+        line.sendall(head.encode() + part)
+        until(lambda: files() - before)  # it has begun
+    until(lambda: files() == before)
 
 
 def test_clients_at_once_never_mix(address):

@@ -56,7 +56,7 @@ REFUSED = {
     "NaN or infinite": "PEFT computes NaN", "which no training gives": "PEFT overflows",
     "do not belong together": "PEFT skips factors of another rank", "do not fit together": "the same",
     "export the adapter again": "a setting of another kind than PEFT writes, which PEFT casts, ignores or guesses",
-    "not for a causal language model": "an adapter for another head",
+    "not for a causal language model": "an adapter for another head", "is of PEFT type": "PEFT drops factors of another method",
     ENDLESS: "PEFT would hang", "is larger than": "no settings are that large",
     "has no adapter_model.safetensors": "pickles are not read", "base model's is": "PEFT skips other shapes",
 }  # fmt: skip

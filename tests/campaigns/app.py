@@ -238,6 +238,12 @@ def requests(tally: Tally, blocks, count: int, draw: random.Random) -> None:
             what = f"request {number}: {method} {path[:60]} {body[:200]!r}"
             try:
                 status, reply = attacker.send(method, path, body, headers)
+            except http.client.IncompleteRead as error:  # so Gradio ends the stream of an event that it does not know
+                attacker.connection = None
+                tally.requests["cut short"] += 1
+                if b"404: Not Found" not in error.partial:
+                    tally.faults.append(f"{what}: {error.partial[-200:]!r}")
+                continue
             except (OSError, http.client.HTTPException) as error:
                 attacker.connection = None
                 tally.faults.append(f"{what}: {type(error).__name__} {error}")

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lab import files
@@ -39,6 +40,7 @@ from lab.records.record import find_record, load_records, make_record, save_reco
 from lab.training import loop
 from lab.training.loop import Encoded, TrainConfig, bucketed_batches, fit
 
+tqdm.monitor_interval = 0  # its thread's locks would be held for ever in a forked process
 PATIENCE = 120  # seconds for one job on a loaded machine
 OPERATIONS = {
     "open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.listdir", "os.scandir", "os.truncate", "fcntl.flock",
@@ -251,7 +253,7 @@ def campaign(kills: int, seed: int = 0, every: int = 0) -> Tally:
     tally, draw = Tally(), random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         root = Path(name)
-        lay_out(root)
+        fork(Job("lay out", lambda folder: lay_out(root), ""), root / "x")  # what starts threads is done elsewhere
         known = {}
         for job in JOBS:
             folder = root / "undisturbed"

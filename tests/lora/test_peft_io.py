@@ -90,6 +90,14 @@ def test_an_empty_setting_that_peft_refuses_is_refused(folder):
             raise AssertionError(case)
 
 
+def test_an_empty_list_of_trainable_tokens_is_refused_as_peft_fails_on_it(folder):
+    settings(folder, trainable_token_indices=[])
+    with pytest.raises(KeyError, match="trainable_tokens"):
+        from_peft_folder(folder)
+    with pytest.raises(LabError, match="trainable_token_indices, not null"):
+        load(folder)
+
+
 @pytest.mark.parametrize("setting", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"])
 @pytest.mark.parametrize("expression", HANGING)
 def test_an_expression_that_does_not_end_is_stopped(folder, setting, expression):

@@ -14,6 +14,7 @@ from pathlib import Path
 import gradio as gr
 import torch
 
+from lab.app import scratch
 from lab.app.context import Context
 from lab.app.engine import Engine
 from lab.app.page import build_page
@@ -46,6 +47,7 @@ def build_app(
     the records. files: where votes and visitors' work are kept.
     shared: others than this machine can reach the page; then visitors may only name folders under `roots` and upload.
     """
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(scratch.root() / "gradio"))  # uploads of a killed app are not left for ever
     chosen = get_preset(preset or "embedded") if preset or not base else preset_for(base, dtype=_dtype(base, device))
     source = base or chosen.base
     showcase = of_base(source)

@@ -9,6 +9,7 @@ import gradio as gr
 
 from lab.app import actions
 from lab.app.frame import IN_LINE, MODEL, Page, guarded
+from lab.errors import LabError
 
 AT_ONCE = {"queue": False}
 ENDPOINTS: dict[Callable, dict] = {
@@ -59,25 +60,60 @@ def _taken(action: Callable) -> list[inspect.Parameter]:
 
 def _endpoint(page: Page, action: Callable) -> Callable:
     """`action` as an event: the session goes along unseen, and is made with the first call."""
-    context = page.context
+    context, hints, taken = page.context, get_type_hints(action), _taken(action)
 
     def ready(session):
         return context.check(session if session is not None else context.session())
 
+    def fitting(values):
+        return [_fitting(parameter, hints[parameter.name], value) for parameter, value in zip(taken, values, strict=True)]
+
     def stream(session, *values):
-        session = ready(session)
+        session, values = ready(session), fitting(values)
         for result in action(context, session, *values):
             yield session, result
 
     def call(session, *values):
-        session = ready(session)
+        session, values = ready(session), fitting(values)
         result = action(context, session, *values)
         return session, str(result) if isinstance(result, Path) else result
 
     found = stream if inspect.isgeneratorfunction(action) else call
-    names = ["session", *(p.name for p in _taken(action))]  # Gradio tells them to programs
+    names = ["session", *(p.name for p in taken)]  # Gradio tells them to programs
     found.__signature__ = inspect.Signature([inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names])
     return found
+
+
+def _fitting(parameter: inspect.Parameter, kind: type, value: object) -> object:
+    """A value that a program gave, as the action takes it. Raises LabError for one of another kind."""
+    if value is None and parameter.default is not parameter.empty:
+        return parameter.default
+    wanted = _WANTED.get(get_origin(kind) or kind)
+    if wanted is not None and not wanted[0](value):
+        raise LabError(f"{parameter.name} is {_brief(value)}, not {wanted[1]}.")
+    return int(value) if kind is int else value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+_WANTED = {
+    str: (lambda value: isinstance(value, str), "a text"),
+    int: (lambda value: _is_number(value) and value == int(value), "a whole number"),
+    float: (_is_number, "a number"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    dict: (lambda value: isinstance(value, dict), "a JSON object"),
+    list: (  # columns may be one text with commas
+        lambda value: isinstance(value, str) or (isinstance(value, list) and all(isinstance(entry, str | int | float) for entry in value)),
+        "a list of names or numbers",
+    ),
+}
+
+
+def _brief(value: object) -> str:
+    text = repr(value)[:200]
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _component(kind: type, label: str, value=None):

@@ -11,6 +11,7 @@ import torch
 
 from lab.app.engine import Engine, shared_copy
 from lab.app.jobs import Job
+from lab.app.scratch import kept_folder
 from lab.app.session import Routing, Session
 from lab.app.showcase import Showcase
 from lab.errors import LabError
@@ -108,7 +109,7 @@ class Outcome:
 
     @classmethod
     def of(cls, found: LoraAdapter | Routing, grid: Grid, held_out: float | None) -> "Outcome":
-        folder = tempfile.TemporaryDirectory(prefix="soup-lab-run-", ignore_cleanup_errors=True)
+        folder = kept_folder()
         if isinstance(found, Routing):
             return cls(folder, grid, found.recipe, None, held_out, replace(found, adapters=()))
         save(Path(folder.name) / "adapter", found)

@@ -4,15 +4,22 @@
 Here the port is bound first, so what is wrong with it is told by the system, and nothing is asked.
 """
 
+import functools
 import ipaddress
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.formparsers import MultiPartException
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lab.errors import LabError
 
@@ -79,8 +86,9 @@ def mounted(blocks: gr.Blocks) -> FastAPI:
         primary_hue="blue", font=system, font_mono=mono, spacing_size="sm", radius_size="sm", text_size="md"
     ).set(**LEGIBLE)
     blocks.state_session_capacity = PAGES
+    blocks.preprocess_data = _telling_what_does_not_fit(blocks.preprocess_data)
     return gr.mount_gradio_app(
-        FastAPI(openapi_url=None),
+        FastAPI(openapi_url=None, middleware=[Middleware(_CutUploads)]),
         blocks,
         path="/",
         theme=theme,
@@ -94,7 +102,49 @@ def mounted(blocks: gr.Blocks) -> FastAPI:
         show_error=False,
         mcp_server=False,
         pwa=False,
+        app_kwargs={"exception_handlers": {RequestValidationError: _not_readable}},
     )
+
+
+async def _not_readable(request: Request, error: RequestValidationError) -> JSONResponse:
+    """FastAPI's own answer repeats what was sent, and fails where that is no text or no number of JSON."""
+    return JSONResponse({"error": "The request cannot be read; /gradio_api/info tells what each endpoint takes."}, 422)
+
+
+def _telling_what_does_not_fit(preprocess: Callable) -> Callable:
+    """Gradio's own check of what was sent, whose errors would reach a program without a word and the terminal in fifty lines."""
+
+    @functools.wraps(preprocess)
+    async def checked(*arguments, **options):
+        try:
+            return await preprocess(*arguments, **options)
+        except gr.Error:
+            raise
+        except Exception as error:  # of each component its own
+            said = "What was sent does not fit this endpoint; /gradio_api/info tells what it takes."
+            raise gr.Error(said, print_exception=False) from error
+
+    return checked
+
+
+class _CutUploads:
+    """Tells Gradio of an upload whose sender has gone by an error after which it removes what had come; of another it keeps the file."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = scope["type"] != "http" or not scope["path"].endswith("/upload")
+
+        async def received() -> Message:
+            nonlocal whole
+            message = await receive()
+            if message["type"] == "http.disconnect" and not whole:
+                raise MultiPartException("The upload was cut off.")
+            whole = whole or not message.get("more_body", False)
+            return message
+
+        await self.app(scope, received, send)
 
 
 def is_loopback(host: str) -> bool:

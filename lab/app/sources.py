@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 from lab.app.showcase import WORD_PROBLEMS, Showcase
 from lab.errors import LabError
+from lab.files import temporary_folder
 from lab.lora import peft_io
 from lab.lora.adapter import LoraAdapter
 from lab.lora.peft_io import CONFIG, WEIGHTS
@@ -71,14 +71,19 @@ def open_adapter(source: str, access: Access = Access(), *, taken: Sequence[str]
     source = source.strip()
     if not source:
         raise LabError("Name the folder of a PEFT adapter, or a Hub id such as owner/name.")
-    if "\0" in source or len(source) > 1000:
+    if "\0" in source or len(source) > 1000 or any(len(part.encode()) > 255 for part in source.split("/")):
         raise LabError("That is no folder and no Hub id.")
     named = re.fullmatch(r"([\w.-]+)=(.+)", source)
     name, source = (named[1], named[2]) if named and not Path(source).exists() else ("", source)
     access.check(source)
-    if not Path(source).expanduser().exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+    try:
+        name = name or Path(source).expanduser().resolve().name
+        there = Path(source).expanduser().exists()
+    except (OSError, RuntimeError) as error:  # a loop of links, or a home that nobody has
+        raise LabError("That is no folder and no Hub id.") from error
+    if not there and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         check_hub(source, CONFIG)
-    return peft_io.load(source, name=clean_name(name or Path(source).expanduser().resolve().name, taken))
+    return peft_io.load(source, name=clean_name(name, taken))
 
 
 def check_hub(source: str, file: str) -> None:
@@ -111,8 +116,8 @@ def open_uploads(files: Sequence[str | Path], *, taken: Sequence[str] = ()) -> l
     if not parcels:
         raise LabError("Choose a zip of a PEFT folder, or its files adapter_config.json and adapter_model.safetensors.")
     for label, parcel in parcels:
-        with tempfile.TemporaryDirectory(prefix="adapter-") as folder:
-            inside = Path(folder) / "adapter"
+        with temporary_folder("upload") as folder:
+            inside = folder / "adapter"
             inside.mkdir()
             if isinstance(parcel, Path):
                 label = _unpack(parcel, inside) or label

@@ -67,7 +67,7 @@ def learn(arguments: Sequence[str]) -> int:
     options = parser.parse(arguments)
     from lab.export.folders import check_free, export
     from lab.export.report import check_several
-    from lab.files import content_hash
+    from lab.files import content_hash, remove_leftover
     from lab.lora.base import load_base
     from lab.lora.stacked import attach
     from lab.merging import build, learn
@@ -135,7 +135,7 @@ def learn(arguments: Sequence[str]) -> int:
         export(out, adapter, report=report, dtype=dtype, pad_to_rank=rank, overwrite=options.overwrite, **written)
         tell(out, adapter)
     for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.checkpoint*"):
-        leftover.unlink()
+        remove_leftover(leftover)
     return 0
 
 

@@ -122,9 +122,11 @@ def parameters_of(options: argparse.Namespace) -> dict:
 def named(text: str) -> tuple[str | None, str]:
     """NAME=FOLDER; a folder that has = in its own name is one as it stands."""
     name, separator, source = text.partition("=")
-    if separator and re.fullmatch(r"[\w.-]+", name) and not Path(text).expanduser().exists():
-        return name, source
-    return None, text
+    try:
+        whole = Path(text).expanduser().exists()
+    except (OSError, RuntimeError):  # a name that no file can have
+        whole = False
+    return (name, source) if separator and re.fullmatch(r"[\w.-]+", name) and not whole else (None, text)
 
 
 def load_all(sources: Sequence[str], base: str | None) -> "tuple[list, SetReport]":

@@ -1,6 +1,7 @@
 """Batched generation: prompts sorted by length, so that little is padding; greedy, or the paper's sampling."""
 
 import json
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def generate(
         # transformers fills what is unset from the model's own settings: these must not depend on the base.
         top_k=0, repetition_penalty=1.0, no_repeat_ngram_size=0,
     )  # fmt: skip
-    done: list[list[str]] = json.loads(partial.read_text()) if partial is not None and partial.exists() else []
+    done = _begun(partial)
     chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if [len(texts) for texts in done] != [len(chunk) for chunk in chunks[: len(done)]]:
         done = []  # begun with another batch size
@@ -75,6 +76,17 @@ def generate(
             write_atomic(partial, json.dumps(done))
     completions = dict(zip((i for chunk in chunks for i in chunk), (text for texts in done for text in texts), strict=True))
     return [completions[i] for i in range(len(prompts))]
+
+
+def _begun(partial: Path | None) -> list[list[str]]:
+    """The answers of an interrupted run, by batch."""
+    if partial is None or not partial.exists():
+        return []
+    try:
+        return [[str(text) for text in texts] for texts in json.loads(partial.read_text())]
+    except (OSError, ValueError, TypeError):
+        warnings.warn(f"The interrupted answers {partial} are damaged: all are made again.", stacklevel=3)
+        return []
 
 
 def room(model) -> int | None:

@@ -22,7 +22,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import LabError
+from lab.files import temporary_folder
 
 OFFERED = ("numpy", "sympy", "mpmath")  # beside the standard library; sympy needs mpmath
 
@@ -137,6 +137,14 @@ class Isolation:
         """Whether anything that must be blocked is possible here."""
         return set(self.blocked) != set(_ATTEMPTS)
 
+    @property
+    def told(self) -> str:
+        """For a record: the name and, where the level is weak, what still holds and what does not."""
+        if not self.weak:
+            return self.name
+        possible = ", ".join(name for name in _ATTEMPTS if name not in self.blocked)
+        return f"{self.name} (limits of time and memory hold, and what is believed of a result; programs are not kept from {possible})"
+
 
 _REPORTED = tuple(field.name for field in dataclasses.fields(Outcome))
 
@@ -163,9 +171,9 @@ def run_programs(
     layers = isolation_level().layers
     outcomes = [Outcome("no code", message="the program is empty")] * len(programs)
     pool = ThreadPoolExecutor(workers or os.cpu_count(), thread_name_prefix="sandbox")
-    with tempfile.TemporaryDirectory(prefix="sandbox-") as folder, pool:
+    with temporary_folder("sandbox") as folder, pool:
         futures = {
-            pool.submit(_launch, program, limits, folder, layers): index
+            pool.submit(_launch, program, limits, str(folder), layers): index
             for index, program in enumerate(programs)
             if program.strip()
         }
@@ -201,7 +209,7 @@ def isolation_level() -> Isolation:
 @functools.cache
 def _probe(layers: tuple[str, ...] = _LAYERS) -> Isolation:
     with (
-        tempfile.TemporaryDirectory(prefix="sandbox-probe-") as folder,
+        temporary_folder("sandbox-probe") as folder,
         socket.socket() as listener,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as local,
     ):

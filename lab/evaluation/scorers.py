@@ -22,7 +22,9 @@ _NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _MARKER = re.compile(r"the answer is|####", re.IGNORECASE)
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _SOLUTION = re.compile(r"def\s+solution\s*\(")
-_NEIGHBOURS = 1000  # blocks on each side of solution() that may belong to it: reading each takes its time
+# What Python's parser reads of one completion, in characters: at 2 µs each under 0.1 s in all. A field of an f-string takes it as
+# long as 20 characters do, and so does beginning.
+_READ = 40_000
 _DIGITS = 10_000  # of a whole number: reading it takes their square, and no program's value has more characters
 _INTEGER = re.compile(r"[+-]?\d+(?:_\d+)*", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?", re.ASCII)
@@ -56,20 +58,20 @@ def extract_program(completion: str) -> str:
     errors included.
     """
     fenced = [block for block in _FENCE.findall(completion) if _SOLUTION.search(block)]
-    blocks = _top_level_blocks(fenced[0] if fenced else completion)
+    reader = _Reader()
+    blocks = _top_level_blocks(fenced[0] if fenced else completion, reader)
     first = next((i for i, block in enumerate(blocks) if _SOLUTION.match(block)), None)
     if first is None:
         return ""
     start, end = first, first
-    while first - start < _NEIGHBOURS and start > 0 and _belongs(blocks[start - 1]):
+    while start > 0 and _belongs(blocks[start - 1], reader):
         start -= 1
-    following = blocks[first + 1 : first + 1 + _NEIGHBOURS]
-    while end - first < len(following) and _belongs(blocks[end + 1]) and not _SOLUTION.match(blocks[end + 1]):
+    while end + 1 < len(blocks) and not _SOLUTION.match(blocks[end + 1]) and _belongs(blocks[end + 1], reader):
         end += 1
     return "\n".join(blocks[start : end + 1]).rstrip() + "\n"
 
 
-def _top_level_blocks(text: str) -> list[str]:
+def _top_level_blocks(text: str, reader: "_Reader") -> list[str]:
     """Lines grouped under the unindented one above; multi-line strings and brackets stay whole, and a comment at the
     margin parts no block that goes on below it.
     """
@@ -91,8 +93,23 @@ def _top_level_blocks(text: str) -> list[str]:
             end += 1
         goes_on = any("\n" in comment.strip() for comment in parts[start + 1 : end])
         together = "\n".join(parts[start:end])
-        whole += [together] if goes_on and _statements(together) is not None else parts[start:end]
+        whole += [together] if goes_on and reader.statements(together) is not None else parts[start:end]
     return whole
+
+
+class _Reader:
+    """Reads the parts of one completion, up to _READ of it."""
+
+    def __init__(self):
+        self.left = _READ
+
+    def statements(self, text: str) -> list[ast.stmt] | None:
+        """As `_statements`; None too when that would be too much."""
+        cost = len(text) + 20 * (1 + text.count("{"))
+        if cost > self.left:
+            return None
+        self.left -= cost
+        return _statements(text)
 
 
 def _statements(text: str) -> list[ast.stmt] | None:
@@ -117,12 +134,12 @@ def _known_escapes(text: str) -> str:
     return _ESCAPE.sub(known, text)
 
 
-def _belongs(block: str) -> bool:
+def _belongs(block: str, reader: _Reader) -> bool:
     """Whether a block beside solution() is code that it may need."""
     if block.startswith("@") and "\n" not in block.strip():
         return True  # a decorator is a block of its own when its function follows on the next line
     wanted = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    statements = _statements(block)
+    statements = reader.statements(block)
     return statements is not None and all(isinstance(statement, wanted) for statement in statements)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from tqdm import tqdm
 
 from lab.errors import LabError
@@ -24,7 +23,7 @@ from lab.experiments.candidates import Candidate, describe
 from lab.experiments.context import Entry, RunContext, asked_digest, open_contexts
 from lab.experiments.presets import Preset
 from lab.experiments.section import Section, title_of
-from lab.files import content_hash, write_atomic
+from lab.files import clear_leftovers, content_hash, lock, write_atomic
 from lab.lora.adapter import LoraAdapter
 from lab.lora.stacked import folded
 from lab.merging import METHODS, get_method, learn, merge
@@ -69,7 +68,7 @@ def sweep(
     key = content_hash(context.coefficient_key(**made), asked, context.decoding_key, HELD_OUT_ROWS)
     file = Path(out) / "sweeps" / f"{section.name}-{method}-seed{seed}-{key[:10]}.jsonl"
     Path(artifacts).mkdir(parents=True, exist_ok=True)
-    with FileLock(Path(artifacts) / f".{file.name}.lock"):
+    with lock(Path(artifacts) / f".{file.name}.lock"):
         head, done = _read(file)
         if not head:
             head = {
@@ -78,6 +77,7 @@ def sweep(
             }  # fmt: skip
         missing = [point for point in points if _name(point) not in done]
         done_by_adapter = {line["adapter"]: line for line in done.values()}
+        clear_leftovers(file)
         for point in tqdm(missing, desc=f"{method}, {len(points)} points", mininterval=2.0):
             line = _score(context, method, point, examples, done_by_adapter)
             done[_name(point)] = done_by_adapter[line["adapter"]] = line

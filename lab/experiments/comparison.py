@@ -139,7 +139,7 @@ def _record(context: RunContext, candidate: Candidate, problems: int, out: Path)
         rows, section=section.name, preset=preset.name, method=name, seed=context.seed, task=target.name, task_version=target.version,
         own=own, parameters=parameters,
         hashes={"base": context.base, "adapter": adapter.digest() if adapter else "", "data": data_digest(context, asked)},
-        coefficients=coefficients, loss=facts.get("loss"), seconds=seconds, sandbox=isolation_level().name, key=key,
+        coefficients=coefficients, loss=facts.get("loss"), seconds=seconds, sandbox=isolation_level().told, key=key,
     )  # fmt: skip
     return records_of.save_record(made, rows, out)
 

@@ -30,7 +30,7 @@ from lab.lora.base import base_hash, load_base
 from lab.lora.stacked import attach
 from lab.merging import build
 from lab.merging.registry import complete_parameters, get_method
-from lab.merging.routing import Router, load_router, save_router
+from lab.merging.routing import Router, check_router, load_router, save_router
 from lab.tasks import Example, Task
 from lab.training.loop import Encoded
 from lab.training.lora import VERSION, encode_examples, train_lora
@@ -192,9 +192,11 @@ class RunContext:
                        folder=folder, checkpoint=checkpoint, **options)  # fmt: skip
 
         def load() -> tuple[LoraAdapter, Mapping]:
-            folder = self.store.get(kind, key, make if self.preset.train_missing else None)
-            facts = json.loads((folder / "training.json").read_text())
-            return peft_io.load(folder, name=kind, base=self.preset.base), facts
+            def read(folder: Path) -> tuple[LoraAdapter, Mapping]:
+                facts = json.loads((folder / "training.json").read_text())
+                return peft_io.load(folder, name=kind, base=self.preset.base), facts
+
+            return self.store.get(kind, key, make if self.preset.train_missing else None, read)
 
         return Entry({"kind": kind, **key}, load)
 
@@ -223,12 +225,16 @@ class RunContext:
             write_atomic(folder / "facts.json", json.dumps({**facts, "seconds": round(time.monotonic() - started, 2)}) + "\n")
 
         def load() -> tuple[LoraAdapter | Routed, Mapping]:
-            folder = self.store.get(kind, key, make)
-            facts = json.loads((folder / "facts.json").read_text())
-            if (folder / "router.safetensors").exists():
-                return Routed(self.skills, folder), facts
-            adapter = peft_io.load(folder, name=kind, base=self.preset.base)
-            return adapter, {**facts, "recipe": dict(adapter.recipe)}
+            def read(folder: Path) -> tuple[LoraAdapter | Path, Mapping]:
+                facts = json.loads((folder / "facts.json").read_text())
+                if (folder / "router.safetensors").exists():
+                    check_router(folder)
+                    return folder, facts
+                adapter = peft_io.load(folder, name=kind, base=self.preset.base)
+                return adapter, {**facts, "recipe": dict(adapter.recipe)}
+
+            found, facts = self.store.get(kind, key, make, read)
+            return (Routed(self.skills, found) if isinstance(found, Path) else found), facts
 
         return Entry({"kind": kind, **key}, load)
 
@@ -254,8 +260,10 @@ def remembering(store: Store, model, what: LoraAdapter | Routed | None, on_base:
             with applied(model, what):
                 write_atomic(folder / f"{kind}.json", json.dumps(make(checkpoint)))
 
-        folder = store.get(kind, {**on_base, "adapter": adapter, **asked}, keep)
-        return json.loads((folder / f"{kind}.json").read_text())
+        def read(folder: Path) -> list:
+            return json.loads((folder / f"{kind}.json").read_text())
+
+        return store.get(kind, {**on_base, "adapter": adapter, **asked}, keep, read)
 
     return remember
 

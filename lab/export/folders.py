@@ -11,7 +11,7 @@ from lab.errors import LabError
 from lab.export.card import FIGURE, coefficients_figure, model_card
 from lab.export.gguf import FILE, adapter_gguf
 from lab.export.report import SetReport, base_config
-from lab.files import atomic_folder, write_atomic
+from lab.files import atomic_folder, could_not_write, write_atomic
 from lab.lora.adapter import LoraAdapter, filled
 from lab.lora.base import base_folder, check_base, load_base
 from lab.lora.peft_io import CONFIG, DTYPES, save, targets
@@ -109,7 +109,7 @@ def fold_into(
         try:
             model.save_pretrained(temporary)
         except SafetensorError as error:
-            raise LabError(f"Could not write {folder}: {error}; free some space or choose another folder.") from error
+            raise could_not_write(folder, error) from error
         for weights in temporary.glob("*.safetensors"):
             weights.chmod(0o644)  # safetensors leaves it to the owner alone
         tokenizer.save_pretrained(temporary)

@@ -1,13 +1,12 @@
 """A LoRA adapter as a GGUF file, which llama.cpp and Ollama take as it is; sources: llama.cpp `convert_lora_to_gguf.py`, `llama-adapter.cpp`."""
 
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lab.errors import LabError
+from lab.files import temporary_folder
 from lab.lora.adapter import LoraAdapter
 
 FILE = "adapter.gguf"
@@ -33,8 +32,8 @@ def adapter_gguf(adapter: LoraAdapter, config, *, dtype: str = "float32", base_n
     names = get_tensor_name_map(kind, config.num_hidden_layers)
     number = np.float16 if dtype == "float16" else np.float32
     rank = adapter.rank
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / FILE
+    with temporary_folder("gguf") as folder:
+        file = folder / FILE
         writer = GGUFWriter(file, architecture)
         writer.add_type(GGUFType.ADAPTER)
         writer.add_name(adapter.name)

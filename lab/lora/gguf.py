@@ -8,10 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from lab.errors import LabError
-from lab.files import PROJECT, atomic_folder
+from lab.files import PROJECT, atomic_folder, could_not_write, lock
 
 VERSION = 1  # raised when the same file would be converted to something else
 
@@ -72,7 +70,7 @@ def converted(source: str) -> Path:
     if source in PACKED and digest != PACKED[source].sha256:
         print(f"{file.name} is another file than the one that the project was measured with: its results are of another base.", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with lock(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():
             print(f"Converting {file.name} to {folder}, once (about half a minute).", flush=True)
             with atomic_folder(folder) as temporary:
@@ -88,6 +86,7 @@ def _digest(path: str, modified: int, size: int) -> str:
 
 def _convert(file: Path, folder: Path) -> None:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -105,7 +104,10 @@ def _convert(file: Path, folder: Path) -> None:
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     if tied:  # written once, as the field does
         weights = {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise could_not_write(folder, error) from error
     config = {name: value for name, value in model.config.to_dict().items() if name not in ("quantization_config", "_name_or_path")}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
     tokenizer.save_pretrained(folder)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lab.errors import LabError
-from lab.files import atomic_folder, write_atomic
+from lab.files import atomic_folder, could_not_write, write_atomic
 from lab.lora.adapter import LoraAdapter, LoraFactors, some_of
 from lab.lora.compatibility import check_compatible
 from lab.lora.module_names import parse
@@ -103,12 +104,16 @@ def load(
 
 def find_folder(source: str | Path, revision: str | None = None) -> Path:
     """The adapter's folder here, after fetching it where `source` is a Hub id. Raises LabError where there is none."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(source).expanduser()
+        there, is_folder = folder.exists(), folder.is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, or of a home that nobody has
+        there, is_folder = True, False
+    if is_folder:
         return folder
     if (
         isinstance(source, Path)
-        or folder.exists()
+        or there
         or not re.fullmatch(r"[\w.-]+/[\w.-]+", source)
         or source.startswith(".")
     ):
@@ -200,7 +205,7 @@ def _check_settings(config: Mapping, where: str) -> None:
             raise LabError(f"{where} gives {_brief(config[setting])} as {setting}, not {wanted}; export the adapter again.")
     if not config.get("target_modules"):
         raise LabError(f"{where} states no target_modules, so it is not known which factors it means; export the adapter again.")
-    if not {setting for setting, value in config.items() if value} - _PLAIN_SETTINGS - _HARMLESS_SETTINGS:
+    if not {setting for setting, value in config.items() if not _is_nothing(setting, value)} - _PLAIN_SETTINGS - _HARMLESS_SETTINGS:
         return
     from peft import LoraConfig
 
@@ -213,6 +218,12 @@ def _check_settings(config: Mapping, where: str) -> None:
     except (TypeError, ValueError, AttributeError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise LabError(f"{where} has settings that PEFT itself refuses ({reason}); export the adapter again.") from error
+
+
+def _is_nothing(setting: str, value: object) -> bool:
+    """Whether a value is what PEFT writes where nothing was asked for; of other empty ones it refuses some."""
+    flag = not setting.endswith("_config") and setting != "use_bdlora"
+    return value is None or (value is False and flag) or (setting == "loftq_config" and value == {})
 
 
 def _is_number(value: object) -> bool:
@@ -246,6 +257,7 @@ _KINDS = {
     "alpha_pattern": (lambda value: isinstance(value, Mapping) and all(map(_is_number, value.values())), "numbers by module"),
     "base_model_name_or_path": (lambda value: value is None or (isinstance(value, str) and len(value) <= 4096), "a name"),
     "megatron_config": (lambda value: not value, "null"),
+    "trainable_token_indices": (lambda value: value is None, "null"),  # PEFT looks for their weights for an empty list too
 }  # fmt: skip
 
 
@@ -449,12 +461,22 @@ def save(
         try:
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt", "recipe": recipe_text})
         except SafetensorError as error:
-            raise LabError(
-                f"Could not write {folder}: {error}; free some space or choose another folder."
-            ) from error
+            raise could_not_write(folder, error) from error
         os.chmod(temporary / WEIGHTS, 0o644)  # safetensors leaves it to the owner alone
         with open(temporary / WEIGHTS, "rb+") as file:
+            _order_metadata(file)
             os.fsync(file.fileno())
+
+
+def _order_metadata(file: BinaryIO) -> None:
+    """Put the metadata of a safetensors file into alphabetical order: its writer takes another at random in every process."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) <= size:  # as it is, since both write JSON alike
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _uniform_tensors(adapter: LoraAdapter, rank: int) -> dict[str, Tensor]:

@@ -235,8 +235,11 @@ class _BestStep:
         self.file = checkpoint and checkpoint.with_name(f"{checkpoint.name}-best")
         self.best = {"key": self.key, "value": math.inf, "step": 0, "weights": self._copy()}
         if self.file and self.file.exists():
-            earlier = read_state(self.file)
-            self.best = earlier if earlier["key"] == self.key else self.best
+            earlier = read_state(self.file, self.best.keys())
+            if earlier is None:
+                checkpoint.unlink(missing_ok=True)  # it goes on after steps of which the best is not known any more
+            elif earlier["key"] == self.key:
+                self.best = earlier
 
     @property
     def step(self) -> int:

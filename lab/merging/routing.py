@@ -187,6 +187,11 @@ def load_router(folder: str | Path, stack: Stack) -> Router:
     return router
 
 
+def check_router(folder: Path) -> None:
+    """Raise LabError where `load_router` would for missing, damaged or non-finite content."""
+    _read(folder)
+
+
 def learned_for(folder: str | Path) -> list[str]:
     """The names of the skills that a saved router was learned for, in their order. Raises LabError for a damaged one."""
     return list(_read(Path(folder))[2])

@@ -19,7 +19,7 @@ import numpy as np
 from lab.errors import LabError
 from lab.evaluation import statistics
 from lab.experiments.candidates.registry import describe
-from lab.files import PROJECT, write_atomic
+from lab.files import PROJECT, clear_leftovers, write_atomic
 
 REASONS = (
     "right", "partly right", "wrong", "no answer", "raised", "not permitted", "module not offered", "timed out", "syntax error",
@@ -36,7 +36,8 @@ class RunRecord:
     wordings of one question. classes: reason -> count, over all
     problems. own: skill -> this method's score on that skill's own test. parameters, hashes, environment: JSON-able.
     coefficients: None or {'skills': [...], 'modules': [...], 'values': skills x modules}. loss: per step, or None.
-    seconds: stage -> seconds. sandbox: isolation level. key: content hash of all that determines the result.
+    seconds: stage -> seconds. sandbox: isolation level, and what still holds
+    of it where it is weak. key: content hash of all that determines the result.
     completions: sha256 of the completions beside it. path: where the record lies; not part of its content.
     """
 
@@ -190,6 +191,8 @@ def save_rows(rows: Sequence[Mapping], path: Path) -> None:
     questions, packed = path.with_name(f"questions-{name}.jsonl.gz"), gzip.compress(asked, mtime=0)
     if not questions.exists() or questions.read_bytes() != packed:
         write_atomic(questions, packed)
+    else:
+        clear_leftovers(questions)
     answered = [{key: value for key, value in row.items() if key not in _ASKED} for row in rows]
     write_atomic(path.with_suffix(".jsonl.gz"), gzip.compress(jsonl([{"questions": name}, *answered]), mtime=0))
 
@@ -228,6 +231,8 @@ def find_record(folder: Path | str, section: str, key: str) -> RunRecord | None:
         if record is None:
             warnings.warn(f"{path}, or its completions, is damaged: it is made again.", stacklevel=2)
         elif record.key == key:
+            for file in filter(None, (path, path.with_suffix(".jsonl.gz"), questions_file(record))):
+                clear_leftovers(file)
             return record
     return None
 

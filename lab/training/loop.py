@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import os
 import pickle
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lab.errors import LabError
-from lab.files import write_atomic
+from lab.files import atomic_file, could_not_write, write_atomic
 
 IGNORED = -100  # label of a token that carries no loss
 # From so many tokens on, the predictions are made only where there is a label: they cost as much as many of a small model's layers.
@@ -232,21 +232,20 @@ def fit(
     losses: list[float] = []
     ended = False
     key = fingerprint(config, named)
-    if checkpoint is not None and checkpoint.exists():
-        state = read_state(checkpoint)
-        if state["key"] == key:
-            with torch.no_grad():
-                for name, parameter in named:
-                    parameter.copy_(state["weights"][name])
-            for optimizer, schedule, saved, rate in zip(optimizers, schedules, state["optimizers"], state["schedules"], strict=True):
-                optimizer.load_state_dict(saved)
-                schedule.load_state_dict(rate)
-            torch.set_rng_state(state["random"])
-            if state["random_gpu"]:
-                torch.cuda.set_rng_state_all(state["random_gpu"])
-            if accelerator.scaler is not None:
-                accelerator.scaler.load_state_dict(state["scaler"])
-            losses, ended = state["losses"], state["ended"]
+    state = read_state(checkpoint, _CHECKPOINT) if checkpoint is not None else None
+    if state is not None and state["key"] == key:
+        with torch.no_grad():
+            for name, parameter in named:
+                parameter.copy_(state["weights"][name])
+        for optimizer, schedule, saved, rate in zip(optimizers, schedules, state["optimizers"], state["schedules"], strict=True):
+            optimizer.load_state_dict(saved)
+            schedule.load_state_dict(rate)
+        torch.set_rng_state(state["random"])
+        if state["random_gpu"]:
+            torch.cuda.set_rng_state_all(state["random_gpu"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        losses, ended = state["losses"], state["ended"]
     model.train()
     saved_at = time.monotonic()
     last = len(losses) if ended else config.steps  # a run that was stopped early stays stopped
@@ -279,37 +278,40 @@ def fit(
     return losses
 
 
-def read_state(checkpoint: Path) -> dict:
-    """What a checkpoint holds, on the CPU. Raises LabError for a damaged file."""
+def read_state(path: Path, holding: Collection[str]) -> dict | None:
+    """What a checkpoint holds, on the CPU, under these names; None where there is none, or, with a warning, where it is damaged."""
+    if not path.exists():
+        return None
     try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise LabError(f"The checkpoint {checkpoint} is damaged; delete it and start again.") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state.keys() == set(holding):
+            return state
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, AttributeError, TypeError, pickle.UnpicklingError):
+        pass  # said below
+    warnings.warn(f"The checkpoint {path} is damaged: the training starts from its beginning.", stacklevel=3)
+    return None
+
+
+_CHECKPOINT = {"key", "weights", "optimizers", "schedules", "random", "random_gpu", "scaler", "losses", "ended"}
 
 
 def _save_checkpoint(path: Path, key: str, named, optimizers, schedules, losses: list[float], scaler, ended: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(
-            {
-                "key": key,
-                "weights": {name: p.detach() for name, p in named},
-                "optimizers": [o.state_dict() for o in optimizers],
-                "schedules": [s.state_dict() for s in schedules],
-                "random": torch.get_rng_state(),
-                "random_gpu": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                "scaler": scaler.state_dict() if scaler is not None else {},
-                "losses": losses,
-                "ended": ended,
-            },
-            temporary,
-        )
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise LabError(f"Could not write the checkpoint {path}: {error}; free some space or choose another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    state = {
+        "key": key,
+        "weights": {name: p.detach() for name, p in named},
+        "optimizers": [o.state_dict() for o in optimizers],
+        "schedules": [s.state_dict() for s in schedules],
+        "random": torch.get_rng_state(),
+        "random_gpu": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "scaler": scaler.state_dict() if scaler is not None else {},
+        "losses": losses,
+        "ended": ended,
+    }
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(state, file)  # given the path itself it would not tell why it could not write
+        except RuntimeError as error:
+            raise could_not_write(path, error) from error
 
 
 def write_losses(path: Path, losses: list[float]) -> None:

@@ -75,7 +75,7 @@ def train_lora(
     """
     from peft import LoraConfig, get_peft_model
 
-    started = time.time()
+    started = time.monotonic()
     accumulation = 1 if batch_size else training.accumulation
     batch_size = batch_size or training.batch_size
     steps = training.steps(len(rows)) if steps is None else steps
@@ -102,6 +102,6 @@ def train_lora(
         if hasattr(model, "peft_config"):
             del model.peft_config
     save(folder, adapter, overwrite=True)
-    facts = {"loss": losses, "seconds": round(time.time() - started, 1), "rows": len(rows), "steps": steps}
+    facts = {"loss": losses, "seconds": round(time.monotonic() - started, 1), "rows": len(rows), "steps": steps}
     write_atomic(folder / "training.json", json.dumps(facts) + "\n")
     return adapter

@@ -118,7 +118,7 @@ def make_base(folder: Path, recipe: BaseRecipe, checkpoint: Path, seconds: float
 
     checkpoint: where an interrupted run of the same recipe and the same text goes on from.
     """
-    started = time.time()
+    started = time.monotonic()
     checkpoint = checkpoint.with_name(f"{checkpoint.stem}-{content_hash(asdict(recipe), *world.sources)[:16]}{checkpoint.suffix}")
     tokenizer = world.tokenizer(recipe)
     torch.manual_seed(recipe.seed)
@@ -137,7 +137,7 @@ def make_base(folder: Path, recipe: BaseRecipe, checkpoint: Path, seconds: float
     )  # fmt: skip
 
     def stop(step: int, loss: float) -> bool:
-        return (seconds is not None and time.time() - started > seconds) or (not second and step + 1 == recipe.last_step)
+        return (seconds is not None and time.monotonic() - started > seconds) or (not second and step + 1 == recipe.last_step)
 
     second: list[float] = []
     for course, (texts, steps) in enumerate([(world.documents, recipe.steps), *world.afterwards]):
@@ -146,7 +146,7 @@ def make_base(folder: Path, recipe: BaseRecipe, checkpoint: Path, seconds: float
     losses = [*first, *second]
     facts = {
         "recipe": asdict(recipe), "parameters": sum(p.numel() for p in model.parameters()), "steps": len(losses),
-        "tokens": len(second) * recipe.rows * recipe.row_tokens, "seconds": round(time.time() - started), "threads": torch.get_num_threads(),
+        "tokens": len(second) * recipe.rows * recipe.row_tokens, "seconds": round(time.monotonic() - started), "threads": torch.get_num_threads(),
         "machine": platform.machine(), "torch": torch.__version__, "loss": sum(second[-50:]) / len(second[-50:]),
     }  # fmt: skip
     with atomic_folder(folder, overwrite=True) as temporary:

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.parse
 import urllib.request
 import weakref
 import zipfile
+from pathlib import Path
 
 import httpx
 import pytest
@@ -174,6 +176,47 @@ def test_bad_input_is_told_and_the_app_goes_on(client, endpoint, given, said):
     with pytest.raises(AppError, match=said):
         client.predict(*given, api_name=endpoint)
     assert ask(client, ["code"], max_new_tokens=3)["code"]["done"]
+
+
+@pytest.mark.parametrize(
+    "endpoint, body, said",
+    [
+        ("set_alphas", b'{"data": [null]}', "does not fit this endpoint"),
+        ("ask", b'{"data": [null, "x", ["merge"], "as typed", "", "many", 0, 1, 0]}', "max_new_tokens is 'many', not a whole number"),
+        ("delta_nll", b'{"data": [null, {"a": {}}, 8, 0]}', "columns is {'a': {}}, not a list"),
+        ("delta_nll", b'{"data": [null, ["base"], 1.5, 0]}', "rows is 1.5, not a whole number"),
+        ("add_method", b'{"data": [null, "ties", 3, []]}', "parameters is 3, not a JSON object"),
+        ("use_recipe", b'{"data": [null, {"inputs": [{"name": []}], "alphas": ""}]}', "The recipe is for"),
+        ("use_recipe", b'{"data": [null, {"inputs": 3, "method": 3}]}', "method"),
+        ("load_adapter", b'{"data": [null, "' + b"1" * 400 + b'", ""]}', "no folder and no Hub id"),
+        ("load_adapter", b'{"data": [null, "~nobody-is-called-so/x", ""]}', "no folder"),
+        ("ask", b'{"data": [NaN', "cannot be read"),
+        ("ask", b"\xff\xfe", "cannot be read"),
+        ("ask", b'{"data": NaN}', "cannot be read"),
+        ("ask", b"[1]", "cannot be read"),
+    ],
+)
+def test_what_no_page_would_send_is_answered_by_one_sentence(address, capfd, endpoint, body, said):
+    reply = httpx.post(f"{address}gradio_api/run/{endpoint}", content=body, headers={"Content-Type": "application/json"}, timeout=PATIENCE)
+    assert reply.status_code in (422, 500) and said in reply.json()["error"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("length", [1 << 10, 3 << 20])
+def test_an_upload_that_is_cut_off_leaves_nothing(address, length):
+    """Of either size: what Gradio holds in memory, and what it has written."""
+    place = Path(os.environ["GRADIO_TEMP_DIR"])
+
+    def files() -> set:
+        return {path for path in place.rglob("*") if path.is_file()}
+
+    before, url = files(), urllib.parse.urlsplit(address)
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="cut.zip"\r\n\r\n' + bytes(length)
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(part) + 99}\r\n\r\n"
+    with socket.create_connection((url.hostname, url.port)) as line:
+        line.sendall(head.encode() + part)
+        until(lambda: files() - before)  # it has begun
+    until(lambda: files() == before)
 
 
 def test_clients_at_once_never_mix(address):

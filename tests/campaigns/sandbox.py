@@ -20,6 +20,8 @@ from pathlib import Path
 
 from lab.evaluation import sandbox
 from lab.evaluation.sandbox import Limits, isolation_level
+from lab.files import PROJECT
+from tests.campaigns import attacks
 
 QUICK = Limits(cpu_seconds=1, memory_mb=256, wall_seconds=5.0)
 PATIENCE = 60  # seconds for processes to come and go on a loaded machine
@@ -213,6 +215,7 @@ for place in range(4, 99):
 # Reports that answer 42 without solution() returning it, or that do not end well afterwards: 42 is never believed.
 CLAIM = "b'{\"status\": \"ok\", \"value\": \"42\"}'"
 WRITE_ALL = f"""
+CLAIM = {CLAIM}
 def write_all(token=b''):
     for place in range(64):
         try: os.write(place, token + {CLAIM} + token)
@@ -324,6 +327,10 @@ SURVIVORS = {
     "waits in a poll": "import select; select.poll().poll(); time.sleep(1000)",
 }
 
+for ours, more in ((CALLS, attacks.CALLS), (ESCAPES, attacks.ESCAPES), (FORGED, attacks.FORGED), (SURVIVORS, attacks.SURVIVORS)):
+    assert not ours.keys() & more.keys(), ours.keys() & more.keys()
+    ours |= more
+
 
 @dataclass
 class Canaries:
@@ -378,7 +385,7 @@ def canaries() -> Iterator[Canaries]:
             receiver.setblocking(False)
         laid.names = {
             "SECRET": f"{name}/secret", "CANARY": f"{name}/canary", "FOLDER": name, "PATH": f"{name}/path", "ABSTRACT": abstract,
-            "PORT": port, "PARENT": os.getpid(), "MACHINE": MACHINE,
+            "PORT": port, "PARENT": os.getpid(), "MACHINE": MACHINE, "PROJECT": str(PROJECT),
         }  # fmt: skip
         laid.before = laid.state()
         yield laid

@@ -345,6 +345,20 @@ def test_weaker_levels_are_measured_and_warned_about(layers, blocked, request):
     assert set(level.layers) == set(layers) and level.weak == weak
     assert set(level.blocked) >= blocked and ("reading files" in level.blocked) == ("landlock" in layers)
     assert level.name == ("+".join(layers) or "rlimits only")
+    told = level.told.removeprefix(level.name)  # what a record says
+    assert ("limits of time and memory hold" in told and "reading files" in told) == ("landlock" not in layers) or not weak
+    assert weak or told == ""
+
+
+def test_without_any_layer_time_memory_and_what_is_believed_hold():
+    """As the records of such a machine and the README say."""
+    endless, large = body("while True: pass"), body("return len(bytearray(1 << 30))")
+    claim = b'{"status": "ok", "value": "42"}'
+    forged = body("import os", f"[os.write(3, {claim!r}) for _ in range(9)]", "os._exit(0)")
+    with tempfile.TemporaryDirectory() as folder:
+        replies = [sandbox._launch(program, QUICK, folder, ()) for program in (endless, large, forged)]
+    assert [reply["status"] for reply in replies] == ["timed out", "raised", "raised"]
+    assert "MemoryError" in replies[1]["message"] and all(reply["layers"] == [] for reply in replies)
 
 
 def test_a_layer_that_fails_later_gives_unscored(monkeypatch):

@@ -1,5 +1,6 @@
 """Artifacts: made once, found again, safe to kill and to share."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -78,6 +79,74 @@ def test_killed_process_leaves_nothing_in_the_way(tmp_path):
     folder = Store(tmp_path).get("thing", {}, lambda folder, checkpoint: (folder / "x").write_text("2"))
     assert (folder / "x").read_text() == "2"
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [folder.name]
+
+
+def entry(store: Store, made: list, **options) -> dict:
+    def make(folder: Path, checkpoint: Path) -> None:
+        made.append(folder)
+        (folder / "facts.json").write_text('{"x": 1}')
+
+    return store.get("thing", {}, options.get("make", make), lambda folder: json.loads((folder / "facts.json").read_text())["x"] and folder)
+
+
+def empty(folder: Path) -> None:
+    (folder / "facts.json").write_text("")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [empty, lambda f: (f / "facts.json").unlink(), lambda f: (f / "facts.json").write_text('{"x'), lambda f: (f / "facts.json").write_text("[]"),
+     lambda f: (f / "facts.json").write_text("{}"), lambda f: (f / "facts.json").write_bytes(b"\xff")],
+)  # fmt: skip
+def test_a_damaged_entry_is_set_aside_and_made_again_and_said_once(tmp_path, damage):
+    store, made = Store(tmp_path), []
+    folder = entry(store, made)
+    for times in (2, 3):
+        damage(folder)
+        with pytest.warns(UserWarning) as told:
+            assert entry(store, made) == folder
+        assert len(told) == 1 and f"{folder} is damaged" in str(told[0].message) and "is made again" in str(told[0].message)
+        assert len(made) == times and entry(store, made) == folder and len(made) == times
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [folder.name, f"{folder.name}.damaged"]
+    damage(folder)
+    with pytest.raises(LabError, match=f"{folder.name} is damaged .*training is forbidden"):
+        entry(store, made, make=None)
+
+
+def test_a_damaged_shipped_entry_is_made_in_the_store(tmp_path):
+    made = []
+    folder = entry(Store(tmp_path / "shipped"), made)
+    store = Store(tmp_path / "own", shipped=tmp_path / "shipped")
+    assert entry(store, made) == folder and len(made) == 1
+    empty(folder)
+    assert entry(store, made) == tmp_path / "own" / folder.name and len(made) == 2
+
+
+def test_an_entry_that_cannot_be_made_whole_is_not_made_for_ever(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        entry(Store(tmp_path), [], make=lambda folder, checkpoint: None)
+
+
+def test_what_a_kill_after_the_making_left_goes_with_the_next_reading(tmp_path):
+    store = Store(tmp_path)
+    folder = entry(store, [])
+    (tmp_path / f"{folder.name}.checkpoint-0.1").write_text("of a killed run")
+    (tmp_path / f".{folder.name}.checkpoint-0.1.abcd1234.writing").mkdir()
+    other = tmp_path / "other.checkpoint"
+    other.write_text("of another")
+    assert entry(store, []) == folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".{folder.name}.lock", "other.checkpoint", folder.name]
+
+
+def test_a_folder_in_the_place_of_the_lock_is_named(tmp_path):
+    store = Store(tmp_path)
+    folder = entry(store, [])
+    (tmp_path / f".{folder.name}.lock").unlink(missing_ok=True)
+    (tmp_path / f".{folder.name}.lock").mkdir()
+    assert entry(store, []) == folder
+    empty(folder)
+    with pytest.raises(LabError, match="cannot be taken"):
+        entry(store, [])
 
 
 def test_atomic_folder_keeps_the_old_one_on_failure(tmp_path):

@@ -1,13 +1,15 @@
 """Adapters as they are in the wild: what PEFT drops is left out and said, what it cannot mean is refused in one sentence, in bounded time."""
 
+import dataclasses
 import json
 import re
 import shutil
 import time
+import warnings
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
 from lab.errors import LabError
@@ -66,6 +68,34 @@ def test_what_the_configuration_leaves_out_is_left_out_as_in_peft_and_said(folde
     assert load(tmp_path / "out").notes == ()
     report, _ = inspect([folder])
     assert f"{setting} leaves out" in report.text()
+
+
+def test_an_empty_setting_that_peft_refuses_is_refused(folder):
+    """PEFT takes null for "not asked for"; of an empty value of another kind it refuses some, and says so."""
+    refused = []
+    for name in sorted(field.name for field in dataclasses.fields(LoraConfig)):
+        for value in (None, False, 0, -0.0, "", [], {}):
+            config = json.loads((folder / CONFIG).read_text()) | {name: value}
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    LoraConfig(**config)
+            except Exception:  # whatever it raises, it refuses
+                refused.append((name, value))
+                settings(folder.parent / shutil.copytree(folder, folder.with_name(f"case-{len(refused)}")), **{name: value})
+    assert ("corda_config", -0.0) in refused and ("kasa_config", False) in refused
+    for number, case in enumerate(refused, 1):
+        with pytest.raises(LabError):
+            load(folder.with_name(f"case-{number}"))
+            raise AssertionError(case)
+
+
+def test_an_empty_list_of_trainable_tokens_is_refused_as_peft_fails_on_it(folder):
+    settings(folder, trainable_token_indices=[])
+    with pytest.raises(KeyError, match="trainable_tokens"):
+        from_peft_folder(folder)
+    with pytest.raises(LabError, match="trainable_token_indices, not null"):
+        load(folder)
 
 
 @pytest.mark.parametrize("setting", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"])

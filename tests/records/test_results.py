@@ -124,6 +124,19 @@ def test_rows_that_hold_their_questions_are_read_too(tmp_path):
     assert questions_file(record) is None and record.rows() == rows_of([1.0, 0.0])
 
 
+def test_what_a_kill_left_beside_a_record_goes_with_the_next_saving_or_finding(tmp_path):
+    record = saved(tmp_path, "cat", 0, [1.0, 0.0])
+    for saving in (True, False):
+        for file in (record.path, record.path.with_suffix(".jsonl.gz"), questions_file(record)):
+            file.with_name(f".{file.name}.abcd1234.writing").mkdir()
+        if saving:
+            record.path.unlink()  # it was killed before it wrote this one
+            assert saved(tmp_path, "cat", 0, [1.0, 0.0]) == record
+        else:
+            assert find_record(tmp_path, "s", record.key) == record
+        assert not list(record.path.parent.glob(".*")), saving
+
+
 def test_damaged_and_foreign_files_are_skipped_and_named(tmp_path):
     record = saved(tmp_path, "cat", 0, [1.0, 0.0])
     whole = record.path.read_text()

@@ -1,6 +1,8 @@
 """The training loop: exact resume, exact accumulation, and only what is trainable moves."""
 
+import json
 import math
+import time
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from lab.errors import LabError
 from lab.lora.stacked import attach
 from lab.training import loop
 from lab.training.loop import Encoded, TrainConfig, bucketed_batches, collate, encode, encode_prompt, fit, token_loss
+from lab.training.lora import LoraTraining, train_lora
 from tests.tiny_models import gpt2, llama, two_skills
 
 
@@ -227,6 +230,28 @@ def test_two_precisions_in_one_process_and_fp16_without_a_gpu():
             TrainConfig(steps=1, learning_rate=1e-2, precision="fp16")
 
 
+def test_a_damaged_checkpoint_is_named_and_the_training_begins_anew(tmp_path):
+    config, batches, state = TrainConfig(steps=1, learning_rate=1e-2), bucketed_batches(ROWS, 4, 1, 0, 0), tmp_path / "state"
+    losses = fit(tiny(), batches, config, checkpoint=state)
+    whole = state.read_bytes()
+    torch.save({"key": "of something else"}, tmp_path / "foreign")
+    for damaged in (b"", b"half a file", whole[: len(whole) // 2], (tmp_path / "foreign").read_bytes()):
+        state.write_bytes(damaged)
+        with pytest.warns(UserWarning, match=f"{state} is damaged: the training starts from its beginning"):
+            assert fit(tiny(), batches, config, checkpoint=state) == losses
+        assert state.read_bytes() == whole
+
+
+def test_durations_do_not_follow_the_clock_on_the_wall(tmp_path, monkeypatch, tokenizer, tiny_base):
+    """Which is set back by hours at times: a record once told of a merge that took -663 s."""
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    model = LlamaForCausalLM.from_pretrained(tiny_base)
+    training = LoraTraining(2, 4, 0.0, ("q_proj",), 1, 4, 1, 1e-3, 0, 64, "no")
+    train_lora(model, tokenizer, [Encoded((3, 4, 5, 6), 2)] * 4, training, name="s", base="b", seed=0, folder=tmp_path / "s", checkpoint=None)
+    assert 0 <= json.loads((tmp_path / "s" / "training.json").read_text())["seconds"] < 3600
+
+
 def test_a_model_on_the_cpu_is_trained_there_beside_a_gpu(monkeypatch):
     """As a reference for the GPU's numbers, or because the app was told to stay on the CPU."""
     from accelerate.state import AcceleratorState
@@ -239,12 +264,6 @@ def test_a_model_on_the_cpu_is_trained_there_beside_a_gpu(monkeypatch):
         assert len(losses) == 2 and next(model.parameters()).device.type == "cpu"
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def test_damaged_checkpoint_is_named(tmp_path):
-    (tmp_path / "state").write_bytes(b"half a file")
-    with pytest.raises(LabError, match="is damaged; delete it"):
-        fit(tiny(), bucketed_batches(ROWS, 4, 1, 0, 0), TrainConfig(steps=1, learning_rate=1e-2), checkpoint=tmp_path / "state")
 
 
 def test_bad_input_is_named():

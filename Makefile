@@ -30,7 +30,7 @@ gpu: $(READY)
 
 # What that needs where nothing can be fetched, under artifacts/gpu-pack.
 gpu-pack: real-base
-	$(BIN)/python benchmarks/gpu_pack.py
+	$(BIN)/python benchmarks/gpu_pack.py $(ARGS)
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks

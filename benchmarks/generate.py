@@ -4,7 +4,7 @@
 
 A Llama of real layer shapes with random weights, one prompt, key-value cache, every skill at weight 1/k. On a CPU this
 is bound by reading the weights; on a GPU, with one prompt, by the number of kernels. With --graphs base, folded and stacked are also
-measured with the step of one token recorded as a CUDA graph over a static cache ("stacked, graph").
+measured with the step of one token recorded as a CUDA graph over a static cache ("… graph").
 """
 
 import copy

@@ -1,30 +1,32 @@
 """Everything that a GPU is asked, in one command of at most 8 minutes: is it right, how fast is it, what do the sections give.
 
-    make gpu                                     on a machine with a CUDA GPU; ARGS="--only check step" runs some parts
-    make gpu ARGS="--dry"                        all of it on the CPU, tiny: shows that it runs, measures nothing
+    make gpu                           on a machine with a CUDA GPU; ARGS="--only check step" runs some parts
+    make gpu ARGS="--dry"              all of it on the CPU, tiny: shows that it runs, measures nothing
 
-Every part is a process of its own, killed at its own limit; what it has found by then is kept. The record, gpu-<device>.json in --out,
-is written again after each part, and a later run keeps the parts that it does not run itself. A part that needs more memory than the
-GPU has free is skipped, and the others run.
+Every part is a process of its own, killed at its own limit; what it has found by then is kept. The record, gpu-<device>.json in
+--out, is written again after each part, and a later run keeps the parts that it does not run itself. A part that needs more
+memory than the GPU has free is skipped, and the others run.
 
-check                     logits on the GPU and the CPU, live, folded and reloaded, fp32 and bf16; training; generation; merges; sandbox
+check                 logits on the GPU and the CPU, live, folded and reloaded, fp32 and bf16; training; answers; merges; sandbox
 step generate merge change   the benchmarks of those names, with CUDA graphs where they help
-seven_b                   skill training and coefficient learning on a random base of the shape of Llama-7B: seconds a step, peak memory
-base                      the real base, converted from its GGUF once
-math_code rewriting       5.1 and x4_rewriting of preset `laptop` in bf16, a process for each seed, several at a time
+seven_b               skill training and coefficient learning on a random base of the shape of Llama-7B: seconds, peak memory
+base                  the real base, converted from its GGUF once
+math_code rewriting   5.1 and x4_rewriting of preset `laptop` in bf16, a process for each seed, several at a time; 5.1 with the
+                      real rows of --data (word_problems/, gsm8k/, code_alpaca/, gsm_hard/), else with generated ones
 
 A machine where nothing can be installed or fetched needs torch, transformers, accelerate, safetensors, tokenizers, and what
 
     make gpu-pack
 
-puts under artifacts/gpu-pack: packages of Python alone in 1/, and the base's file in two parts, one in each of 1/ and 2/, none above
-64 MB. Where no more than that travels in one call, the first brings the code and 1/ and runs what needs no base, the second brings 2/:
+puts under artifacts/gpu-pack: packages of Python alone in 1/, and the base's file in two parts, one in each of 1/ and 2/, none
+above 64 MB (ARGS="--data FOLDER" adds 5.1's rows to 2/, where they are found without --data). Where no more than that travels in
+one call, the first brings the code and 1/ and runs what needs no base, the second brings 2/:
 
     python3 benchmarks/gpu.py --only check step generate merge change seven_b
     python3 benchmarks/gpu.py --only base math_code rewriting
 
 If the whole working tree travels, pages and shipped weights can stay: git sparse-checkout set --no-cone '/*' '!/results/'
-'!/lab/world/**/base/' '!/lab/world/skills/' (and git sparse-checkout disable afterwards) leaves a few MB of code.
+'!/lab/world/**/base/' '!/lab/world/**/skills/' (and git sparse-checkout disable afterwards) leaves about 3 MB of code.
 """
 
 import argparse
@@ -40,7 +42,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpu_pack import PACK, unpacked
+from gpu_pack import DATA, PACK, unpacked
 
 from lab.errors import LabError
 from lab.files import PROJECT, write_atomic
@@ -115,8 +117,8 @@ class Driver:
         self.work.mkdir(parents=True, exist_ok=True)
         paths = [*map(str, unpacked(PACK, WORK)), str(PROJECT), os.environ.get("PYTHONPATH", "")]
         self.environment = {
-            **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
+            **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1",
+            "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
         self.machine = self._machine()
         self.record = self._earlier() | {name: self.machine[name] for name in ("device", "versions")}
@@ -155,7 +157,8 @@ class Driver:
         result.unlink(missing_ok=True)
         command = [sys.executable, str(SCRIPT), part.name, "--result", str(result), "--out", str(self.out)]
         command += ["--work", str(self.work), "--needs", str(part.gigabytes), *(["--dry"] if self.dry else [])]
-        command += ["--data", self.options.data] if self.options.data else []
+        data = self.options.data or (PACK / DATA if (PACK / DATA).is_dir() and not self.dry else None)
+        command += ["--data", str(data.resolve())] if data else []
         with self._log(part).open("wb") as log:  # a process group of its own: what a part starts ends with it
             process = subprocess.Popen(
                 command, cwd=PROJECT, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
@@ -196,7 +199,9 @@ class Driver:
                     if running.process.poll() is not None:
                         self.running.remove(running)
                         seconds = round(time.monotonic() - running.started, 1)
-                        self._keep(running.part, {**self._told(running), "seconds": seconds, "limit": round(running.limit)}, waiting)
+                        self._keep(
+                            running.part, {**self._told(running), "seconds": seconds, "limit": round(running.limit)}, waiting
+                        )
                 time.sleep(0.1)
         finally:
             for running in self.running:
@@ -228,9 +233,14 @@ class Driver:
         left = [*(running.part for running in self.running), *waiting]
         alone = sum(p.expected for p in left if not p.together)
         rounds = -(-sum(p.together for p in left) // self._workers())
-        told = f"about {min(alone + rounds * 150, max(self._left(), 0)):.0f} s left" if left and not self.dry else f"{len(left)} parts left"
+        told = (
+            f"about {min(alone + rounds * 150, max(self._left(), 0)):.0f} s left"
+            if left and not self.dry
+            else f"{len(left)} parts left"
+        )
         reason = f" ({entry['reason']})" if entry.get("reason") else ""
-        print(f"[{time.monotonic() - self.started:4.0f} s] {part.name}: {entry['status']} in {entry['seconds']:.0f} s{reason}; {told}", flush=True)
+        clock = f"[{time.monotonic() - self.started:4.0f} s]"
+        print(f"{clock} {part.name}: {entry['status']} in {entry['seconds']:.0f} s{reason}; {told}", flush=True)
 
 
 def _kill(process: subprocess.Popen) -> None:
@@ -258,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help=f"some of {', '.join(GROUPS)}")
     parser.add_argument("--dry", action="store_true", help="on the CPU, tiny: shows that it runs, measures nothing")
-    parser.add_argument("--data", default="", help="folder of real rows for 5.1; default: the preset's generated ones")
+    parser.add_argument("--data", type=Path, help="folder of real rows for 5.1; default: those of the pack, else generated ones")
     parser.add_argument("--out", type=Path, help="folder of the records; default: benchmarks/results")
     options = parser.parse_args(argv)
     parts = chosen(options.only, options.dry)

@@ -1,8 +1,9 @@
-"""What benchmarks/gpu.py needs on a machine where nothing can be fetched: packages of Python alone, and the base's GGUF in two parts.
+"""What benchmarks/gpu.py needs where nothing can be fetched: packages of Python alone, and the base's GGUF in two parts.
 
-    make gpu-pack
+make gpu-pack                          # ARGS="--data FOLDER" takes real rows of 5.1 along
 """
 
+import argparse
 import hashlib
 import json
 import shutil
@@ -21,15 +22,24 @@ PACK = PROJECT / "artifacts" / "gpu-pack"
 PACKAGES = ("peft", "gguf")  # in no other package's requirements; pinned as the project pins them
 BASE = "smollm2-135m"
 PARTS = 2
+DATA = Path("2") / "data"  # rows of 5.1, in the folders that its tasks read
+ROWS = ("word_problems", "gsm8k", "code_alpaca", "gsm_hard")
 LARGEST = 64 * 10**6  # bytes of one of the folders
 
 
-def pack(folder: Path, file: Path, packages: tuple[str, ...] = PACKAGES) -> None:
-    """Write folder/1 (site/, the packages; manifest.json; base.part) and folder/2 (base.part). file: the base's.
+def pack(folder: Path, file: Path, packages: tuple[str, ...] = PACKAGES, data: Path | None = None) -> None:
+    """Write folder/1 (site/, the packages; manifest.json; base.part) and folder/2 (base.part, data/).
 
-    Raises LabError when a part would be larger than LARGEST, or the packages cannot be had.
+    file: the base's. data: a folder with those of ROWS.
+
+    Raises LabError when a part would be larger than LARGEST, data lacks a folder, or the packages cannot be had.
     """
-    pins = {pin.partition("==")[0]: pin for pin in tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]}
+    pins = {
+        pin.partition("==")[0]: pin for pin in tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
+    }
+    for name in ROWS if data else ():
+        if not (data / name).is_dir():
+            raise LabError(f"{data} has no folder {name}, which 5.1 reads.")
     with atomic_folder(folder, overwrite=True) as temporary:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
         command += ["--only-binary=:all:", "--target", str(temporary / "1" / "site"), *(pins[name] for name in packages)]
@@ -39,6 +49,8 @@ def pack(folder: Path, file: Path, packages: tuple[str, ...] = PACKAGES) -> None
         size = -(-len(content) // PARTS)
         for part in range(PARTS):
             write_atomic(temporary / str(part + 1) / "base.part", content[part * size : (part + 1) * size])
+        for name in ROWS if data else ():
+            shutil.copytree(data / name, temporary / DATA / name)
         manifest = {"package": PACKED[BASE].package, "file": file.name, "sha256": hashlib.sha256(content).hexdigest()}
         write_atomic(temporary / "1" / "manifest.json", json.dumps(manifest) + "\n")
         for part in range(PARTS):
@@ -71,7 +83,9 @@ def unpacked(folder: Path, work: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, help=f"folder with {', '.join(ROWS)}: real rows of 5.1")
     try:
-        pack(PACK, packed_file(BASE))
+        pack(PACK, packed_file(BASE), data=parser.parse_args().data)
     except LabError as error:
         sys.exit(str(error))

@@ -39,8 +39,8 @@ METHODS = {
 }  # fmt: skip
 BF16 = {"dtype": "bfloat16", "precision": "bf16", "generation_batch": 100}
 DRY = {
-    "rank": 2, "lora_alpha": 4, "train_rows": 8, "max_tokens": 96, "coefficient_share": 0.25, "coefficient_rates": [0.01], "own_test": 1,
-    "max_new_tokens": 4,
+    "rank": 2, "lora_alpha": 4, "train_rows": 8, "max_tokens": 512, "coefficient_share": 0.25, "coefficient_rates": [0.01],
+    "own_test": 1, "max_new_tokens": 4,
 }  # fmt: skip
 
 
@@ -81,7 +81,9 @@ def free_gigabytes(device: torch.device) -> float | None:
 def benchmark(run: Run) -> dict:
     """One of the scripts beside this one, by its name; its own record lies beside the whole one."""
     script = __import__(run.name)
-    path = script.main(["--device", run.device.type, "--out", str(run.out), *BENCHMARKS[run.name], *(["--quick"] if run.dry else [])])
+    path = script.main(
+        ["--device", run.device.type, "--out", str(run.out), *BENCHMARKS[run.name], *(["--quick"] if run.dry else [])]
+    )
     record = json.loads(path.read_text())
     return {"record": path.name, **{name: record[name] for name in ("rows", "checks", "notes")}}
 
@@ -98,8 +100,9 @@ def random_base(folder: Path, hidden: int, layers: int) -> Path:
     if not (folder / "config.json").is_file():
         tokenizer = make_tokenizer(BaseRecipe())
         config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=common.intermediate_size(hidden), num_hidden_layers=layers,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=common.intermediate_size(hidden),
+            num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=1024, pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
         model = LlamaForCausalLM(config)
@@ -110,7 +113,7 @@ def random_base(folder: Path, hidden: int, layers: int) -> Path:
 
 
 class Checks:
-    """Comparisons, each kept as it is made. Unlike common.check, a difference does not end the part: the others are wanted too."""
+    """Comparisons, each kept as it is made. Unlike with common.check, the others follow a difference."""
 
     def __init__(self, run: Run):
         self.run, self.rows = run, []
@@ -204,9 +207,13 @@ def check_training(run: Run, checks: Checks, adapters, tokenizer, model, on: dic
 
     def losses(of, precision: str) -> tuple[Tensor, Tensor]:
         training = LoraTraining(4, 8, 0.0, common.ADAPTED, 1, 4, 1, 1e-2, 1, 64, precision)
-        train_lora(of, tokenizer, rows, training, name="skill", base="", seed=0, folder=run.work / "skill", checkpoint=None, steps=3)
+        train_lora(
+            of, tokenizer, rows, training, name="skill", base="", seed=0, folder=run.work / "skill", checkpoint=None, steps=3
+        )
         skill = json.loads((run.work / "skill" / "training.json").read_text())["loss"]
-        found = learn("cat", of, adapters, rows, tokenizer.pad_token_id, rates=(1e-2,), batch_size=4, steps=3, precision=precision)
+        found = learn(
+            "cat", of, adapters, rows, tokenizer.pad_token_id, rates=(1e-2,), batch_size=4, steps=3, precision=precision
+        )
         return torch.tensor(skill), torch.tensor(found.losses)
 
     expected = losses(model, "no")
@@ -251,7 +258,8 @@ def check_scoring(checks: Checks) -> None:
     from lab.tasks.hard_math_code import TASK
 
     wanted = {
-        "right": "def solution():\n    return 6 * 7", "wrong": "def solution():\n    return 41", "timed out": "def solution():\n    while True: pass",
+        "right": "def solution():\n    return 6 * 7", "wrong": "def solution():\n    return 41",
+        "timed out": "def solution():\n    while True: pass",
         "raised": "def solution():\n    return 1 / 0", "no code": "The answer is 42.",
     }  # fmt: skip
     found = [verdict.reason for verdict in TASK.score(list(wanted.values()), [Example("x", "", targets=("42",))] * len(wanted))]
@@ -319,9 +327,10 @@ def real_base(run: Run) -> dict:
 def section(run: Run) -> dict:
     """Candidates of a section with preset `laptop` in bf16 and one seed; a row each, kept when it is there."""
     from lab.experiments import comparison, rewriting
-    from lab.experiments.sections import MATH_CODE
+    from lab.experiments.sections import MATH_CODE, math_code
 
-    chosen = MATH_CODE if run.name == "math_code" else rewriting.section(("past", "passive"), "named")
+    real_rows = math_code("laptop") if run.data else MATH_CODE
+    chosen = real_rows if run.name == "math_code" else rewriting.section(("past", "passive"), "named")
     base = str(random_base(run.work / "random-base", 32, 2)) if run.dry else ""
     preset = chosen.preset("laptop", base, run.data if run.name == "math_code" else "", BF16 | (DRY if run.dry else {}))
     rows: list[dict] = []

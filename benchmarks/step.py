@@ -213,7 +213,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
             plain = variant.removesuffix(GRAPH)
             for what, recorded, direct in zip(("output", "gradients"), steps[plain, k].result(), results[plain, k], strict=True):
                 if direct is not None:
-                    checks.append(common.check(f"{what} of {plain} recorded and direct, hidden {hidden}, {k} skills", recorded, direct, tolerance))
+                    where = f"hidden {hidden}, {k} skills"
+                    checks.append(common.check(f"{what} of {plain} recorded and direct, {where}", recorded, direct, tolerance))
         times = {cell: common.timing(values) for cell, values in seconds.items()}
         for variant, k in times:
             plain, graph = variant.removesuffix(GRAPH), GRAPH if variant.endswith(GRAPH) else ""

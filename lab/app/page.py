@@ -110,7 +110,7 @@ def build_page(context: Context) -> gr.Blocks:
                     gr.Info("The alphas of the link are set.")
                 except LabError as error:
                     gr.Warning(f"The link's alphas could not be used. {error}", duration=15)
-                shown[-len(page.shared) :] = page.views(session)
+                shown[-len(page.shared) :] = page.views(session, session.form["columns"])
             return [session, session.key, session.job or gr.skip(), *shown]
 
         def anew(session):

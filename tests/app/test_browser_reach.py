@@ -43,7 +43,7 @@ def pick(browser, menu: str, entry: str):
     browser.click(f"{menu} input")
     browser.js(f"$('{menu} input').select()")
     browser.send("Input.insertText", text=entry)
-    browser.click(f"[role=option][aria-label={json.dumps(entry)}]")
+    browser.click(f"[role=option][aria-label={json.dumps(entry, ensure_ascii=False)}]")
 
 
 def test_every_control_of_every_method_can_be_edited(browser, address):

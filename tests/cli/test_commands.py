@@ -215,7 +215,8 @@ def test_learn_gives_a_router_where_the_method_is_one(here, tiny_base, capsys):
 
 def test_the_embedded_world_is_data_too():
     examples, digests = _rows(["world"], 3, 0)
-    assert len(examples) == 6 and digests and all(e.prompt and e.completion for e in examples)
+    assert [skill for skill, _ in examples] == ["maths"] * 3 + ["code"] * 3 and digests
+    assert all(e.prompt and e.completion for _, e in examples)
 
 
 def test_every_command_line_error_is_one_sentence_and_help_is_quick():

@@ -73,7 +73,7 @@ def test_training_gives_an_adapter_with_its_losses_and_card_and_leaves_nothing_e
     assert os.listdir(here / "skills") == ["maths"] and set(os.listdir(here)) == before | {"skills"}
     assert main([*TRAIN, "--base", "base", "--out", "skills/maths", "--overwrite", "--json", "--targets", "q_proj", "v_proj"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["folder"] == "skills/maths" and told["modules"] == 4 and told["seconds"] > 0
+    assert told["folder"] == "skills/maths" and told["modules"] == 4 and told["seconds"] >= 0
 
 
 def test_training_is_the_labs_loop_and_continues_where_it_was(here, monkeypatch, capsys):

@@ -29,7 +29,7 @@ from lab.lora.base import load_base
 from lab.lora.compatibility import compatibility_problems
 from lab.lora.peft_io import from_peft, load, save
 from lab.lora.stacked import attach, fold
-from lab.merging import METHODS, build, merge
+from lab.merging import METHODS, build, merge, solve
 from tests.tiny_models import logits, peft_model, relative_error
 
 SHAPE = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2}
@@ -109,6 +109,9 @@ def test_every_method_works_on_a_base_of_several_parts(name):
     assert room(base) == 64
     if METHODS[name].recipe is None and METHODS[name].kind != "router":
         with attach(base, [merge(name, adapters)]):
+            assert logits(base).isfinite().all()
+    elif METHODS[name].kind == "solve":
+        with attach(base, [solve(name, adapters, base, {"a": [(1, 2, 3)], "b": [(4, 5, 6)]})]):
             assert logits(base).isfinite().all()
     else:
         with attach(base, adapters) as stack:

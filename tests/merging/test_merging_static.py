@@ -27,7 +27,7 @@ from lab.merging.truncation import EXACT, is_exact
 from tests.merging.test_merging_cat import same_update, sets_of_adapters, weighted_sum
 from tests.tiny_models import adapter, llama, peft_model, three_skills, two_skills
 
-STATIC = [name for name, method in METHODS.items() if method.kind not in ("coefficients", "router", "search")]
+STATIC = [name for name, method in METHODS.items() if method.kind not in ("coefficients", "router", "search", "solve")]
 FACTORWISE = {
     "linear_factors",
     "ties_factors",

@@ -3,6 +3,7 @@
 import pytest
 
 from lab.app.compare import CHAT, wrap
+from lab.app.showcase import of_base
 from lab.errors import LabError
 from lab.evaluation import evaluate as evaluation
 from lab.evaluation.scorers import Verdict
@@ -28,6 +29,7 @@ def tokenizer():
 
 
 EXAMPLE = Example("1", MATHS.format(text="How many?"), " Five.", ("Five.",), choices=(" Five.", " Six."))
+SHOWN = of_base("embedded")
 TASK = Task("told", 1, "Told", MATHS, lambda *_: [], lambda completions, examples: [Verdict("right", 1.0, "")] * len(examples), 8)
 
 
@@ -47,12 +49,12 @@ def test_training_and_evaluation_read_the_same_prompt(tokenizer, monkeypatch):
     assert row.ids.count(tokenizer.bos_token_id) == 1 and row.ids[0] == tokenizer.bos_token_id
     assert tokenizer.decode(row.ids[row.prompt_length : -1]) == "Five."
     assert found.rows[0]["prompt"] == chat(tokenizer, EXAMPLE.prompt)  # the record tells what was read
-    assert encode_prompt(tokenizer, wrap("How many?", "Question → answer in words", tokenizer, chat=True)) == read[0]  # the app
+    assert encode_prompt(tokenizer, wrap(SHOWN, "How many?", "Question → answer in words", tokenizer, chat=True)) == read[0]  # the app
 
 
 def test_the_app_puts_a_users_words_as_asked(tokenizer):
-    assert wrap("How many?", CHAT, tokenizer) == chat(tokenizer, "How many?")
-    assert wrap("How many?", "as typed", tokenizer, chat=True) == "How many?"
+    assert wrap(SHOWN, "How many?", CHAT, tokenizer) == chat(tokenizer, "How many?")
+    assert wrap(SHOWN, "How many?", "as typed", tokenizer, chat=True) == "How many?"
 
 
 def test_without_chat_nothing_changes(tokenizer):

@@ -28,7 +28,8 @@ def model_stock(
     """Static CAT scaled by how far the skills agree: skills at right angles give the base, equal ones themselves.
 
     k counts the skills that change the module (or row); for a single one t is 1. For k > 2, c is the mean over the pairs, as in
-    mergekit (the paper does not say). Nothing keeps t from 0 to 1: where the skills point apart (c < 0) it is negative, as there.
+    mergekit (the paper does not say). Nothing keeps t from 0 to 1: where the skills point apart (c < 0) it is negative, as there;
+    where they are all but opposite t has no value, and the base is given.
     A: (r_i, in) and B: (out, r_i) per skill. Returns A (Σr, in), B (out, Σr).
     """
     products = row_gram(A, B) if per_row else gram(A, B)[..., None]  # (skills, skills, rows)
@@ -39,6 +40,7 @@ def model_stock(
     k = present.sum(0).double()
     pairs = k * (k - 1)
     c = (cosines.sum((0, 1)) - k) / pairs.clamp(min=1)
-    t = torch.where(pairs > 0, k * c / (1 + (k - 1) * c), 1.0)
+    below = 1 + (k - 1) * c
+    t = torch.where(pairs > 0, torch.where(below > 1e-3, k * c / below.clamp(min=1e-3), 0.0), 1.0)
     merged_A, merged_B = cat_static(A, B, weights)
     return merged_A, (merged_B * t[:, None]).float()

@@ -55,12 +55,12 @@ class prompt_router(Router):
         temperature: Annotated[float, Range(1e-6), "of the softmax over distances, when top_k is more than 1"] = 0.1,
     ):
         super().__init__(stack, top_k=top_k, layer=layer, margin=margin, temperature=temperature)
-        layers, k = stack.model.config.num_hidden_layers, len(self.skills)
+        config, k = stack.model.config.get_text_config(), len(self.skills)
+        layers, width = config.num_hidden_layers, config.hidden_size
         if layer is not None and layer > layers:
             raise LabError(f"prompt_router: layer is {layer}, and the base has {layers}; give a number up to that.")
         self.top_k, self.margin, self.temperature = top_k, margin, temperature
         self.layer = layers // 2 if layer is None else layer
-        width = stack.model.config.hidden_size
         self.register_buffer("means", torch.zeros(k, width))  # skills in alphabetical order, as all of these
         self.register_buffer("scales", torch.ones(k, width))  # standard deviations
         self.register_buffer("directions", torch.zeros(k, min(width, DIRECTIONS), width))

@@ -247,6 +247,8 @@ def add_method(
     """Merge by any method that learns nothing (or route by it); gives the name of its column."""
     if not isinstance(parameters or {}, dict):
         raise LabError('parameters is a JSON object, such as {"density": 0.3}.')
+    if isinstance(weights, str) or not all(isinstance(weight, int | float) for weight in weights or []):
+        raise LabError("weights is a list of numbers, one for each adapter.")
     return session.add(label or method, session.make(method, parameters or {}, weights or None, rank))
 
 

@@ -186,6 +186,8 @@ def test_bad_input_is_told_and_the_app_goes_on(client, endpoint, given, said):
         ("delta_nll", b'{"data": [null, {"a": {}}, 8, 0]}', "columns is {'a': {}}, not a list"),
         ("delta_nll", b'{"data": [null, ["base"], 1.5, 0]}', "rows is 1.5, not a whole number"),
         ("add_method", b'{"data": [null, "ties", 3, []]}', "parameters is 3, not a JSON object"),
+        ("add_method", b'{"data": [null, "ties", {}, "0.5"]}', "weights is a list of numbers"),
+        ("add_method", b'{"data": [null, "ties", {}, ["a", "b"]]}', "weights is a list of numbers"),
         ("use_recipe", b'{"data": [null, {"inputs": [{"name": []}], "alphas": ""}]}', "The recipe is for"),
         ("use_recipe", b'{"data": [null, {"inputs": 3, "method": 3}]}', "method"),
         ("load_adapter", b'{"data": [null, "' + b"1" * 400 + b'", ""]}', "no folder and no Hub id"),
